@@ -1,4 +1,4 @@
-"""Records of an ablation that say what must come out of them."""
+"""Synthetic records of an ablation, from whose values the expected tables and figures follow."""
 
 from ppdm_bench.records import Record
 
@@ -43,7 +43,7 @@ def options(label, budgets, seed, **more):
 
 
 def one(label, task="mri", seed=0, level=20.0, budgets=STEPS, steps=4, subjects=SUBJECTS):
-    """The records of one training: the psnr of subject k is the level + k, and costs that the label decides."""
+    """Return the records of one training: quality, with a PSNR of `level` + k for subject k, and training costs."""
     common = {"command": "ablate", "method": "ppdm", "variant": label, "task": task, "kind": "measured"}
     values = {"psnr": (level, "dB"), "ssim": (level / 100, "1"), "sharpness": (0.9, "1"), "seam_index_r2": (0.5, "dB")}
     values |= {f"seam_index_r{r}": (0.3, "dB") for r in ("4", "8", "1x2x2")}

@@ -1,6 +1,6 @@
-"""Twelve pairs, each broken in another way, and two sound ones: a folder and its manifest.
+"""A manifest of twelve pairs, each with a different fault, and two valid pairs.
 
-``python tests/broken_pairs.py FOLDER`` makes them for a look at what `ppdm-bench data check` says.
+``python tests/broken_pairs.py FOLDER`` writes them, for example to look at the output of `ppdm-bench data check`.
 """
 
 import csv
@@ -15,7 +15,7 @@ SHAPE = (12, 14, 10)
 AFFINE = np.diag([2.0, 2.0, 2.0, 1.0])
 HEADER = ("subject", "split", "source", "target", "mask")
 
-# Of each broken pair: the file that is at fault, and words that its one fault must contain.
+# For each broken pair: the faulty file, and words that the message about its only fault must contain.
 BROKEN = {
     "four-axes": ("source", "4 axes of lengths (12, 14, 10, 2)"),
     "truncated": ("target", "is truncated"),
@@ -34,7 +34,7 @@ SOUND = ("sound-a", "sound-b")
 
 
 def image(seed: int, shape: tuple[int, ...] = SHAPE) -> np.ndarray:
-    """Noise over a bright box, float32."""
+    """Return noise with a bright box, float32."""
     array = np.random.default_rng(seed).normal(10, 1, shape).astype(np.float32)
     array[3:9, 3:9, 3:7] += 50
     return array
@@ -45,7 +45,7 @@ def save(path: Path, array: np.ndarray, affine: np.ndarray = AFFINE) -> None:
 
 
 def make_broken_pairs(folder: Path) -> Path:
-    """Fill an existing folder and return the manifest; its rows are faultless, the faults are in the files."""
+    """Write all pairs into an existing folder and return the manifest; the faults are in the files, not in its rows."""
     names = (*SOUND, *BROKEN)
     for number, name in enumerate(names):
         save(folder / f"{name}-source.nii.gz", image(2 * number))
@@ -69,7 +69,7 @@ def _truncate(path: Path) -> None:
 
 def _claim_too_much(path: Path) -> None:
     header = nib.Nifti2Image(image(0), AFFINE).header
-    header["dim"][:4] = 3, 100_000, 100_000, 100_000  # NIfTI-1 counts to 32767 only
+    header["dim"][:4] = 3, 100_000, 100_000, 100_000  # lengths in NIfTI-1 are at most 32767
     with nib.openers.Opener(path, "wb") as stream:
         stream.write(header.binaryblock + bytes(100))
 
@@ -84,7 +84,7 @@ def _spoil_affine(path: Path) -> None:
 
 
 def _copy_source(path: Path) -> None:
-    """The same image, turned: other bytes, equal content."""
+    """Write the source image in another orientation: the bytes differ, the content is equal."""
     source = nib.load(path.with_name("same-image-source.nii.gz"))
     turned = source.as_reoriented(nib.orientations.axcodes2ornt("LPS"))
     save(path, np.asarray(turned.dataobj), turned.affine)

@@ -1,4 +1,4 @@
-"""Runs a command of ``ppdm-bench`` in this process, as the console would."""
+"""Run commands of ``ppdm-bench`` in this process, with the arguments of a command line."""
 
 import contextlib
 import io
@@ -11,7 +11,7 @@ from ppdm_bench import cli
 
 
 def run(*words: object) -> tuple[int, str, str]:
-    """Exit code, standard output and standard error of a command, in this process."""
+    """Run a command in this process, and return its exit code, standard output and standard error."""
     out, err = io.StringIO(), io.StringIO()
     arguments, sys.argv = sys.argv, ["ppdm-bench", *map(str, words)]
     handler = signal.getsignal(signal.SIGTERM)
@@ -25,7 +25,7 @@ def run(*words: object) -> tuple[int, str, str]:
 
 
 def refused(code: int, *words: object) -> str:
-    """The one sentence that a command refuses with."""
+    """Check that a command fails with this exit code and only an error message, and return the message."""
     got, out, err = run(*words)
     assert (got, out) == (code, ""), err
     assert err.startswith("ppdm-bench: ")

@@ -1,6 +1,7 @@
-"""One thread per process, children included: tests use tiny tensors, and the workers of ``-n auto`` share the cores.
+"""Fixtures and settings of all tests.
 
-A child with another number of threads would also, rightly, be warned that its weights will differ in the last bits.
+Every process uses one thread, and so do its children: tests use tiny tensors, and the workers of ``-n auto`` share the
+cores. A child with another number of threads would also warn, correctly, that its weights differ in the last bits.
 """
 
 import gc
@@ -17,13 +18,14 @@ import warm
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# A shell that starts pytest in the background, `nohup` and cron have SIGINT ignored. Child processes inherit that, and
-# tests that interrupt a command would wait forever. A handler of our own is not inherited: children get the default.
+# SIGINT is ignored if pytest runs under `nohup`, under cron, or in the background of a shell. Child processes inherit
+# this, and tests that interrupt a command would wait forever. They do not inherit a handler, but get the default one.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
-# Collecting cycles takes a tenth of the time of the tests otherwise: predictions make many objects and few cycles.
+# With the default thresholds, garbage collection takes a tenth of the test time: predictions make many objects and few
+# cycles.
 gc.set_threshold(20_000, 20, 20)
 
 
@@ -32,7 +34,7 @@ _WARM = SimpleNamespace(**(vars(subprocess) | {"Popen": warm.Popen}))
 
 @pytest.fixture(autouse=True)
 def _warm_children(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The product starts its children from a process that has imported PyTorch, except in tests marked `cold`."""
+    """Start child processes as forks of a process that has imported PyTorch, except in tests marked `cold`."""
     if not request.node.get_closest_marker("cold"):
         monkeypatch.setattr("ppdm_bench.isolation.runner.subprocess", _WARM)
         monkeypatch.setattr("ppdm_bench.predictor.script.prediction.subprocess", _WARM)
@@ -40,13 +42,13 @@ def _warm_children(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
 
 @pytest.fixture(autouse=True)
 def one_core(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands predict in this process: the start of another one takes longer than what most tests predict."""
+    """Let commands predict in this process: starting a child takes longer than the predictions of most tests."""
     monkeypatch.setattr("ppdm_bench.isolation.pool.available_cores", lambda: 1)
 
 
 @pytest.fixture
 def unrendered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are drawn, but not rendered: that takes far longer than most commands. Their files are empty."""
+    """Draw figures, but write empty files: rendering takes far longer than most commands."""
 
     def rendered(figure: "Figure", _: str) -> bytes:
         assert figure.axes
@@ -58,7 +60,7 @@ def unrendered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def quick_anatomies(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Synthetic subjects whose anatomy is noise, made in this process: `test_phantom` shows what a phantom is."""
+    """Make synthetic subjects from noise, in this process; `test_phantom` tests the real anatomies."""
     from quick_anatomies import noise
 
     from ppdm.simulation.phantom import ANATOMIES
@@ -69,23 +71,23 @@ def quick_anatomies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Import PyTorch where tests run, and not in the process that only hands them out to the workers."""
+    """Import PyTorch in processes that run tests, and not in the process that only distributes them to workers."""
     if getattr(config.option, "tx", None) and not hasattr(config, "workerinput"):
         return
     import torch
-    import torch._dynamo  # by any optimiser at its first step: import it before the first freeze
+    import torch._dynamo  # every optimiser imports it at its first step, so import it before the first freeze
 
     torch.set_num_threads(1)
 
 
 def pytest_collection_finish() -> None:
-    """Freeze what the imports left."""
+    """Freeze the objects that the imports created."""
     _freeze()
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> object:
-    """Freeze what a module imported and cached, when its fixtures are gone."""
+    """After the last test of a module, freeze the objects that it imported and cached."""
     result = yield
     if nextitem is not None and nextitem.path != item.path:
         _freeze()
@@ -93,9 +95,9 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
 
 def _freeze() -> None:
-    """Take the objects that stay, half a million, out of every garbage collection.
+    """Exclude the half a million permanent objects from every garbage collection.
 
-    A prediction looks through all other objects that are alive: without this, its tests take three times as long.
+    A prediction looks through all other live objects; without this, its tests take three times as long.
     """
     gc.collect()
     gc.freeze()

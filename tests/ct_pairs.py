@@ -1,4 +1,4 @@
-"""Small pairs of MR and CT: a body of soft tissue with a bone in it, in air."""
+"""Small pairs of MR and CT: a body of soft tissue with one bone inside, surrounded by air."""
 
 import numpy as np
 
@@ -9,21 +9,21 @@ SPACING = (1.0, 1.5, 2.0)
 
 
 def body(shape=SHAPE):
-    """The body, an ellipsoid, and the bone inside it, as boolean arrays."""
+    """Return masks of the body, an ellipsoid, and of the bone inside it."""
     axes = np.meshgrid(*(np.linspace(-1, 1, size) for size in shape), indexing="ij")
     radius = np.sqrt(sum(axis**2 for axis in axes))
     return radius < 0.9, radius < 0.3
 
 
 def ct(seed=0, shape=SHAPE):
-    """HU: air -1000, soft tissue about 40, bone about 900."""
+    """Return a CT in HU: air -1000, soft tissue about 40, bone about 900."""
     inside, bone = body(shape)
     noise = np.random.default_rng(seed).normal(0, 10, shape)
     return (np.where(bone, 900.0, np.where(inside, 40.0 + seed, -1000.0)) + noise).astype(np.float32)
 
 
 def mr(seed=0, shape=SHAPE):
-    """Arbitrary units: no signal of air and of bone."""
+    """Return an MR image in arbitrary units; air and bone have almost no signal."""
     inside, bone = body(shape)
     return (np.where(inside & ~bone, 300.0 + 20 * seed, 10.0) + ct(seed, shape) / 100).astype(np.float32)
 
@@ -35,7 +35,7 @@ def write(path, array):
 
 
 def manifest(folder, cells="ct", *, target=ct, source=mr, splits=("train", "train", "test"), column="target_intensity"):
-    """A manifest of subjects; `cells` are those of the column, for all rows or one for each."""
+    """Write subjects and their manifest; `cells` is the content of `column`, one for all rows or one for each row."""
     cells = [cells] * len(splits) if isinstance(cells, str) else cells
     rows = [f"subject,split,source,target,mask,{column}"]
     for i, (split, cell) in enumerate(zip(splits, cells, strict=True)):

@@ -1,4 +1,4 @@
-"""Images of SimpleITK, and DICOM series made of them, for tests."""
+"""SimpleITK images, and DICOM series of their slices, for tests."""
 
 import locale
 from collections.abc import Iterable
@@ -24,7 +24,7 @@ def values(shape: tuple[int, ...] = SHAPE, dtype: type = np.int16) -> np.ndarray
 
 
 def image(array: np.ndarray | None = None, direction: np.ndarray | None = None) -> sitk.Image:
-    """An oblique image; the array is in the order of the file, (i, j, k)."""
+    """Return an oblique image; the axes of the array are in file order, (i, j, k)."""
     made = sitk.GetImageFromArray((values() if array is None else array).T)
     made.SetSpacing((0.7, 1.1, 2.3))
     made.SetOrigin((-111.3, 42.7, 100.123456789))
@@ -41,7 +41,7 @@ def dicom(
     skip: Iterable[int] = (),
     prefix: str = "IM",
 ) -> Path:
-    """Write a series of MR or PET slices, in an order of names that is not that of space."""
+    """Write a series of MR or PET slices whose file names are not in spatial order, and return the folder."""
     source = image(direction=tilt()) if source is None else source
     folder.mkdir(parents=True, exist_ok=True)
     direction = np.reshape(source.GetDirection(), (3, 3))
@@ -65,10 +65,10 @@ def dicom(
 
 
 def save_slice(one: sitk.Image, path: Path) -> None:
-    """Write an image of one slice with its own tags."""
+    """Write an image of one slice, and keep its tags."""
     before = locale.setlocale(locale.LC_CTYPE)
     writer = sitk.ImageFileWriter()
     writer.KeepOriginalImageUIDOn()
     writer.SetFileName(str(path))
     writer.Execute(one)
-    locale.setlocale(locale.LC_CTYPE, before)  # the writer of DICOM, unlike the reader, leaves it at C
+    locale.setlocale(locale.LC_CTYPE, before)  # the DICOM writer, unlike the reader, changes it to C

@@ -1,4 +1,4 @@
-"""Records as the commands write them, with values of a test's choosing."""
+"""Make records like those of the commands, with values that the test chooses."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,7 @@ ENV = {"commit": "0123456789abcdef", "dirty": False, "torch": "2.13.0", "cpu": "
 
 
 def scores(method, task, values, *, seed=0, metric="psnr", steps=4, train_steps=100, unit="dB"):
-    """A record a subject."""
+    """Return one record per subject."""
     options = {
         "resolved": method.to_dict(),
         "training": {"steps": train_steps, "seed": seed},
@@ -30,7 +30,7 @@ def scores(method, task, values, *, seed=0, metric="psnr", steps=4, train_steps=
 
 
 def curve(method, task, means, *, seconds=None, steps=4, of=600, seed=0):
-    """Two records for each part of a training, on the split val; the mean of the two is given for each part."""
+    """Make the records of a learning curve on the split val: two per part of the training, with the given mean."""
     for part, mean in enumerate(means, start=1):
         done = {"curve": {"share": part / len(means), "of": of}}
         budget = {} if seconds is None else {"budgets": {"time": seconds}}
@@ -41,13 +41,13 @@ def curve(method, task, means, *, seconds=None, steps=4, of=600, seed=0):
 
 
 def of_scans(records, task="mine"):
-    """The same records, of the pairs of a manifest `mine.csv`."""
+    """Return the same records as records of scans from a manifest of the user."""
     data = {"task": None, "resample": False, "manifest": task, "digest": "0123456789ab", "split": "test"}
     return [replace(record, task=task, options=record.options | {"data": data}) for record in records]
 
 
 def peak(method, size, value, *, metric="peak_allocated", kind="predicted", checkpointing="none", phase="train"):
-    """A record of memory."""
+    """Return one record of memory."""
     options = {"resolved": method.to_dict(), "preset": "matched", "shape": [size] * 3, "width": method.width}
     return Record(
         config_id=config_id(options), command="memory", method=method.name, variant=method.variant,
@@ -57,7 +57,7 @@ def peak(method, size, value, *, metric="peak_allocated", kind="predicted", chec
 
 
 def timing(method, steps, samples):
-    """A record of seconds a volume."""
+    """Return one record of the seconds per volume, with the median as its value."""
     options = {"resolved": method.to_dict()}
     return Record(
         config_id=config_id(options), command="speed", method=method.name, variant=method.variant, shape=(64,) * 3,
@@ -68,6 +68,6 @@ def timing(method, steps, samples):
 
 
 def kept(folder: Path, records) -> Path:
-    """A folder with these records."""
+    """Write records into a folder, and return the folder."""
     RecordFile(folder / "records.jsonl").append(records)
     return folder

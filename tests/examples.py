@@ -1,4 +1,4 @@
-"""Code whose memory the tests follow: a small network, and a training of it as people write one."""
+"""Code for tests of memory tracking: a small network, and a typical training step for it."""
 
 from collections.abc import Callable, Iterable
 from typing import Any

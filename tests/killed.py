@@ -1,12 +1,12 @@
-"""A training that is killed at every moment that counts and resumed each time, for ``test_resume``.
+"""Kill a training run at every relevant moment and resume it each time, for ``test_resume``.
 
-Run as a script, ``killed.py FOLDER words...``, where the words are those of ``ppdm-bench train`` without ``--out``. It
-imports PyTorch once; every training is a fork of it. What counts is every operation that moves, removes or secures a
-file, every line of the log, and the middle of every update of the weights.
+Run this as a script, ``killed.py FOLDER words...``, with the words of ``ppdm-bench train`` without ``--out``. It
+imports PyTorch once, and every training run is a fork of it. The relevant moments are before every operation that
+moves, removes or syncs a file, before every line of the log, and in the middle of every update of the weights.
 
-SIGKILL leaves what is in the folder at that moment. Therefore, one training copies its folder before each of these
-operations, if its content has changed, and each copy is resumed. Other trainings receive the signal itself. The script
-prints how each training ended, as JSON.
+After SIGKILL, the files in the folder are those of that moment. Therefore one training run copies its folder before
+each of these operations, if the content has changed, and each copy is resumed. Other training runs are really killed.
+The script prints as JSON how each training run ended.
 """
 
 import io
@@ -22,7 +22,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import rich.progress  # noqa: F401 - a command would import it, and an optimiser the second next, in every fork
+import rich.progress  # noqa: F401 - imported here once; otherwise every fork imports it, and its optimiser torch._dynamo
 import torch
 import torch._dynamo
 
@@ -35,7 +35,7 @@ unlink = os.unlink
 
 
 def forked(words: list[str], before: Callable[[int], None] = lambda number: None) -> int:
-    """Start a process that trains and calls ``before`` with the number of each operation that counts, from 0."""
+    """Fork a process that trains, and calls ``before`` with the number, from 0, of each relevant operation."""
     if child := os.fork():
         return child
     torch.set_num_threads(1)
@@ -43,7 +43,7 @@ def forked(words: list[str], before: Callable[[int], None] = lambda number: None
     places = [(os, name) for name in ("replace", "fsync", "unlink")]
     for owner, name in [*places, (Log, "write"), (trainer, "average_decay")]:
         setattr(owner, name, watched(getattr(owner, name), lambda: before(next(numbers))))
-    training_run.save_loss_curve = lambda log, path: None  # it takes longer than the training
+    training_run.save_loss_curve = lambda log, path: None  # drawing takes longer than the training
     sys.argv = ["ppdm-bench", *words]
     try:
         cli.main()
@@ -72,12 +72,12 @@ def kill_at(moment: int) -> Callable[[int], None]:
 
 
 def ended(child: int) -> int:
-    """The exit code, or minus the signal."""
+    """Wait for a child, and return its exit code, or minus the number of the signal that ended it."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def at_every_moment(folder: Path, words: list[str]) -> tuple[int, list[int]]:
-    """How a training ended whose folder was copied at each moment, and how the continuation of each copy ended."""
+    """Copy the folder of a training run at each moment, resume each copy, and return all exit codes."""
     place, states = folder / "copied", []
 
     def copy(number: int) -> None:
@@ -91,7 +91,7 @@ def at_every_moment(folder: Path, words: list[str]) -> tuple[int, list[int]]:
 
 
 def again_and_again(folder: Path, words: list[str], moment: int) -> list[int]:
-    """How each try of one training ended that is always killed after so many more operations."""
+    """Resume one training run until it ends, kill each attempt at operation ``moment``, and return the exit codes."""
     there, ends = [*words, "--out", str(folder / "again"), "--resume"], [-9]
     while ends[-1] == -9 and len(ends) < 50:
         ends.append(ended(forked(there, kill_at(moment))))
@@ -99,7 +99,7 @@ def again_and_again(folder: Path, words: list[str], moment: int) -> list[int]:
 
 
 def from_outside(folder: Path, words: list[str], lines: int) -> list[int]:
-    """How a training ended that is killed by another process when its log has so many lines, and its continuation."""
+    """Kill a training run when its log has ``lines`` lines, resume it, and return both exit codes."""
     there = [*words, "--out", str(folder / f"outside-{lines}")]
     log, child = folder / f"outside-{lines}" / "log.jsonl", forked(there)
     while not log.exists() or len(log.read_bytes().splitlines()) < lines:
@@ -109,7 +109,7 @@ def from_outside(folder: Path, words: list[str], lines: int) -> list[int]:
 
 
 def imported() -> None:
-    """Import what a command needs, by one that is refused before it calculates anything: not again in every fork."""
+    """Run a command that is refused before it computes anything, so that forks need not import its modules again."""
     sys.argv = ["ppdm-bench", "train", "--manifest", "absent.csv", "--out", "absent"]
     with redirect_stderr(io.StringIO()), suppress(SystemExit):
         cli.main()

@@ -1,4 +1,4 @@
-"""Waits for what other processes do."""
+"""Wait for other processes."""
 
 import time
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 90.0) -> bool:
-    """Return whether a condition holds as soon as it does; only a failure takes as long as the limit."""
+    """Wait until a condition holds, at most for the limit, and return whether it holds."""
     end = time.monotonic() + seconds
     while not condition() and time.monotonic() < end:
         time.sleep(0.02)
@@ -14,7 +14,7 @@ def wait_until(condition: Callable[[], object], seconds: float = 90.0) -> bool:
 
 
 def ended(pid: int) -> bool:
-    """Whether a process has ended; a zombie has."""
+    """Return whether a process has ended; a zombie counts as ended."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except FileNotFoundError:

@@ -1,8 +1,8 @@
-"""Trainings by two processes, as torchrun starts them: what ``test_ranks`` looks at.
+"""Train with two processes, as torchrun starts them, for ``test_distributed``.
 
-Run as a script, ``ranked.py FOLDER``, where FOLDER holds ``pairs.csv``. It imports PyTorch once; every process is a
-fork of it, with the variables that torchrun sets. Prints what each scenario came to, as JSON: exit codes, outputs,
-numbers.
+Run this as a script, ``ranked.py FOLDER``; FOLDER contains ``pairs.csv``. It imports PyTorch once, and every process is
+a fork of it with the environment variables that torchrun sets. The script prints the exit codes, outputs and numbers of
+each scenario as JSON.
 """
 
 import json
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch._dynamo  # an optimiser would import it, in every fork
+import torch._dynamo  # imported here once; otherwise the optimiser of every fork imports it
 from killed import imported
 from tiny_methods import tiny
 from tiny_training import TINY, pair
@@ -67,7 +67,7 @@ Work = Callable[[], Any]
 
 
 def start(folder: Path, rank: int, port: int, work: Work) -> int:
-    """A process of two; its outputs and what the work gives go to files."""
+    """Fork one of two processes; write its output streams and the result of its work to files."""
     if child := os.fork():
         return child
     torch.set_num_threads(1)
@@ -80,14 +80,14 @@ def start(folder: Path, rank: int, port: int, work: Work) -> int:
             (folder / f"result{rank}").write_text(json.dumps(work()))
         except SystemExit as end:
             code = end.code
-        except BaseException:  # never on into the code of the process that this is a fork of
+        except BaseException:  # the fork must never continue with the code of its parent
             traceback.print_exc()
             code = 99
     os._exit(code)
 
 
 def both(folder: Path, *work: Work) -> dict[str, list[Any]]:
-    """What came of two processes that do this, or each its own."""
+    """Run two processes, with the same work or one work each, and return exit codes, results and outputs."""
     folder.mkdir()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -106,7 +106,7 @@ def command(*words: object) -> None:
 
 
 def fitted(folder: Path, method: Method) -> list[Any]:
-    """Train through the one loop; keep the weights, and the first update's gradients. Gives every report's numbers."""
+    """Train with `loop.fit`, save weights and the gradients of the first update, and return the reported numbers."""
     seen: list[torch.Tensor] = []
     update = Training.update
 
@@ -135,7 +135,7 @@ def by_the_clock() -> list[int]:
 
 
 def interrupted(owner: Any, name: str, moment: int, deed: Callable[[], None]) -> None:
-    """Do something before one call, counted from 0, of what is called so."""
+    """Call ``deed`` before call number ``moment``, counted from 0, of the function ``name`` of ``owner``."""
     operation, numbers = getattr(owner, name), count()
 
     def wrapped(*arguments: Any, **options: Any) -> Any:
@@ -166,7 +166,7 @@ def failing(words: list[object], error: Exception) -> Work:
 
 
 def terminated(words: list[object]) -> Work:
-    """One of both is asked to stop, during its third step."""
+    """Return work in which the process sends itself SIGTERM in its third training step."""
 
     def work() -> None:
         interrupted(Training, "add_gradient", 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
@@ -176,7 +176,7 @@ def terminated(words: list[object]) -> Work:
 
 
 def full(words: list[object]) -> Work:
-    """The disk of the first takes no second checkpoint."""
+    """Return work in which saving the second checkpoint fails because the disk is full."""
 
     def work() -> None:
         def fail() -> None:
@@ -189,7 +189,7 @@ def full(words: list[object]) -> Work:
 
 
 def quality(folder: Path) -> None:
-    """Of two methods, the second of which cannot be trained; each GPU's memory is as many bytes as its rank and 100."""
+    """Score two methods; the second cannot be trained. The peak memory of each GPU is 100 bytes plus its rank."""
     pairs = read_manifest(folder / "pairs.csv")
     pair_sources.cached_set = lambda *_, **__: pairs
     pictures.save = evaluation_output.save = lambda figure, stem: []
@@ -203,7 +203,7 @@ def quality(folder: Path) -> None:
 
 def main(folder: Path) -> dict[str, Any]:
     imported()
-    train_command.save_loss_curve = lambda log, path: None  # every fork would import what draws it
+    train_command.save_loss_curve = lambda log, path: None  # every fork would import the drawing modules
     log = folder / "log"
     alone = {name: fitted(folder, method) for name, method in METHOD.items()}
     assert len(log.read_text().splitlines()) == OPTIONS["steps"]

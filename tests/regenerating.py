@@ -1,8 +1,8 @@
-"""Where a file that was made again differs from the one that is kept: in words, or empty where it does not.
+"""Describe in words how a regenerated file differs from the committed one.
 
-Text is the same to the byte, and a picture to the pixel: `constraints.txt` pins what draws it, and matplotlib brings
-its own fonts and its own FreeType, so there is no tolerance. How a PNG or a stream of a PDF is compressed may differ
-between builds of zlib, and shows nothing.
+Text must be equal to the byte, and pictures to the pixel. There is no tolerance, because `constraints.txt` pins the
+packages that draw, and matplotlib contains its own fonts and its own FreeType. Only the compression of a PNG or of a
+stream in a PDF may differ: it depends on the build of zlib.
 """
 
 import re
@@ -23,7 +23,7 @@ _PAGE = re.compile(rb"/Type\s*/Page\b")
 
 
 def difference(kept: Path, made: Path) -> str:
-    """What tells two files of a kind apart."""
+    """Return the difference between two files of one type in words; empty if there is none."""
     if not made.exists():
         return "is not made any more"
     if not kept.exists():
@@ -35,14 +35,14 @@ def difference(kept: Path, made: Path) -> str:
 
 
 def otherwise_drawn() -> str:
-    """Why pictures cannot be compared here, or nothing: what draws them is of another version than theirs."""
+    """Return why pictures cannot be compared here: packages that draw have other versions; empty if none has."""
     pinned = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
     other = [f"{name} {version(name)}, not {pinned[name]}" for name in DRAWING if version(name) != pinned[name]]
     return f"pictures are not compared: {', '.join(other)}" if other else ""
 
 
 def tracked(folder: str) -> set[str]:
-    """The files of a folder that git knows, from there on; without git, all that are there."""
+    """Return the files that git tracks in a folder, relative to it; without git, all files in the folder."""
     listed = subprocess.run(["git", "ls-files", "-z", folder], cwd=ROOT, capture_output=True, text=True, check=False)
     if listed.returncode == 0 and listed.stdout:
         return {name.removeprefix(f"{folder}/") for name in listed.stdout.split("\0") if name}
@@ -59,7 +59,7 @@ def _lines(kept: Path, made: Path) -> str:
 
 
 def _around(line: str, at: int, reach: int = 60) -> str:
-    """The line, or so much of it as shows the place."""
+    """Return the part of a line around a column."""
     start, end = max(0, at - reach), at + reach
     return "…" * (start > 0) + repr(line[start:end]) + "…" * (end < len(line))
 

@@ -1,4 +1,4 @@
-"""Work for jobs that start in a blink, as it needs no PyTorch: what ``test_launcher`` spreads."""
+"""Functions for the jobs of ``test_slurm``; the jobs start quickly, because they need no PyTorch."""
 
 import os
 import time

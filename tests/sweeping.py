@@ -1,8 +1,9 @@
-"""A command that sweeps, and its children, without PyTorch so that they start in a blink: what ``test_sweep`` ends.
+"""A sweep command and its child process, for ``test_sweep``; both start quickly, because they need no PyTorch.
 
-As a script, ``sweeping.py FOLDER SIZES``, it measures each size in a child and keeps its two records. As a module it is
-the child. What a child does is said by size in the variable ``DEEDS``, as JSON: ``ok``, ``oom``, ``error``, ``die``, or
-``hang`` when it has written its number to ``FOLDER/../pid``; each child leaves a line in ``FOLDER/../started``.
+``sweeping.py FOLDER SIZES`` measures each size in a child process and keeps its two records. Without arguments, this
+file is the child process. The environment variable ``DEEDS`` states as JSON what the child of each size does: ``ok``,
+``oom``, ``error``, ``die``, or ``hang`` after writing its process id to ``FOLDER/../pid``. Each child appends a line to
+``FOLDER/../started``.
 """
 
 import json
@@ -68,7 +69,7 @@ if __name__ == "__main__":
     if len(sys.argv) == 1:
         serve(answer)
     else:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # as the command line has it
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # as in `ppdm-bench`
         try:
             main(Path(sys.argv[1]), [int(size) for size in sys.argv[2].split(",")])
         except (ValueError, OSError) as error:

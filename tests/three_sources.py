@@ -1,4 +1,4 @@
-"""Subjects with three sources on disk, shared by the tests of several sources."""
+"""Write subjects with three sources, for the tests of methods with several sources."""
 
 from pathlib import Path
 
@@ -11,14 +11,14 @@ SPLITS = ("train", "train", "train", "val", "test")
 
 
 def scan(path: Path, data: np.ndarray, spacing: tuple[float, float, float] = (2.0, 2.0, 2.0)) -> Path:
-    """Write a volume (D, H, W)."""
+    """Write a volume (D, H, W), and return its path."""
     volume = Volume.from_array(data, spacing)
     write_volume(path, volume.data, volume)
     return path
 
 
 def sources(seed: int, shape: tuple[int, ...] = (12, 12, 12)) -> dict[str, np.ndarray]:
-    """Three smooth volumes of different scales."""
+    """Return three smooth volumes with different intensity scales, by name."""
     rng = np.random.default_rng(seed)
     grids = np.meshgrid(*(np.linspace(0, 6, s) for s in shape), indexing="ij")
     waves = [np.prod([np.sin(g + p) for g, p in zip(grids, rng.uniform(0, 6, 3), strict=True)], 0) for _ in NAMES]
@@ -29,7 +29,7 @@ def sources(seed: int, shape: tuple[int, ...] = (12, 12, 12)) -> dict[str, np.nd
 
 
 def three_sources(folder: Path, names: tuple[str, ...] = NAMES, splits: tuple[str, ...] = SPLITS) -> Path:
-    """Write subjects whose target is determined by all three sources, and their manifest with some of the sources."""
+    """Write subjects whose target depends on all three sources, and a manifest with the sources in `names`."""
     rows = ["subject,split," + ",".join(f"source.{name}" for name in names) + ",target"]
     for number, split in enumerate(splits):
         made = sources(number)

@@ -1,4 +1,4 @@
-"""Registered methods made tiny, and what the tests of them share."""
+"""Tiny versions of the registered methods, and helpers for their tests."""
 
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ from ppdm.slices import Slices
 
 
 def tiny(method: Method, steps: int = 2) -> Method:
-    """The method with the smallest networks that have two levels, and few steps."""
+    """Return the method with the smallest networks of two levels, and with few sampling steps."""
     attention = method.network.attention and (False, any(method.network.attention))
     method = method.with_network(
         width=8, multipliers=(1, 2), residual_blocks=1, norm_groups=4, attention=attention, head_channels=4
@@ -26,7 +26,7 @@ def tiny(method: Method, steps: int = 2) -> Method:
 
 
 def volumes(*shape: int, seed: int = 0) -> Tensor:
-    """Normal noise."""
+    """Return standard normal noise."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
@@ -35,7 +35,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def network(method: Method, channels: int = 1) -> nn.Module:
-    """A network that does not return zeros."""
+    """Return a network whose zero-initialised weights are random, so that its output is not zero."""
     torch.manual_seed(0)
     net = method.build(channels)
     for parameter in net.parameters():

@@ -1,4 +1,4 @@
-"""What the tests of training share: tiny methods, smooth pairs, and a manifest of them on disk."""
+"""Helpers for the tests of training: tiny methods, smooth pairs, and a manifest of such pairs on disk."""
 
 from dataclasses import replace
 
@@ -19,7 +19,7 @@ DDPM = tuned(METHODS["ddpm3d"].with_network(width=8, multipliers=(1, 2)), learni
 
 
 def pair(seed=0, shape=(8, 8, 8)):
-    """A smooth source in [-1, 1] and a target that is its square, as float32 arrays."""
+    """Return a smooth source in [-1, 1] and its square, scaled to [-1, 1], as the target; float32."""
     rng = np.random.default_rng(seed)
     grids = np.meshgrid(*(np.linspace(0, 2 * np.pi, s) for s in shape), indexing="ij")
     source = np.prod([np.sin(g + p) for g, p in zip(grids, rng.uniform(0, 6, 3), strict=True)], axis=0)
@@ -35,7 +35,7 @@ def same(a, b):
 
 
 def manifest(folder, factors=(None, None, None), splits=("train", "train", "val"), shape=(8, 6, 4)):
-    """Three subjects whose intensities differ by a factor, and their manifest."""
+    """Write three subjects whose intensities differ by a factor, and return their manifest."""
     rows = ["subject,split,source,target,suv_factor"]
     for i, (factor, split) in enumerate(zip(factors, splits, strict=True)):
         source, target = ((i + 1) * 100 * (v + 1) for v in pair(i, shape))

@@ -1,4 +1,4 @@
-"""Child process that translates a file on the CPU with a stand-in for the network, and answers what memory it took."""
+"""A child process that translates a file on the CPU without a real network, and returns its peak memory."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,7 +18,7 @@ from ppdm_bench.memory.host import peak_resident
 
 
 class Zeros(nn.Module):
-    """Takes no memory but that of its result, so that what is left is the host's part of a translation."""
+    """A network that allocates only its result, so that the other memory is that of the translation itself."""
 
     def __init__(self, c_out: int) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class StandIn(ppdm.Backbone):
 
 
 def method_of(name: str, block: int | None) -> Method:
-    """A registered method with two steps, the stand-in, and blocks if given."""
+    """Return a registered method with two sampling steps, the stand-in network, and blocks if given."""
     method = METHODS[name]
     method = replace(method, network=StandIn(), sampling=replace(method.sampling, steps=2))
     return method if block is None else method.in_blocks(block)

@@ -1,4 +1,4 @@
-"""What makes a host wait for its accelerator, found on a machine that has none."""
+"""Find operations that make the host wait for an accelerator, on a machine without one."""
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -6,7 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 aten = torch.ops.aten
 
-# Kernels that need a value on the host, or make as many elements as a value says.
+# Kernels that need a value on the host, or whose output size depends on values.
 _KERNELS = {
     aten._local_scalar_dense,
     aten.is_nonzero,
@@ -18,7 +18,8 @@ _KERNELS = {
     aten.repeat_interleave,
 }
 
-# What copies a tensor to the host, which on the CPU calls no kernel, and what copies to the device what is not pinned.
+# Functions that copy a tensor to the host, for which the CPU runs no kernel, and functions that copy unpinned memory to
+# the device.
 _CALLS = {
     torch.Tensor.item,
     torch.Tensor.tolist,
@@ -36,7 +37,7 @@ _CALLS = {
 
 
 class Waits(TorchFunctionMode):
-    """Notes, while it is entered, whatever would make the host wait if tensors lay on an accelerator."""
+    """Record every operation inside this context that would make the host wait for an accelerator."""
 
     def __init__(self):
         super().__init__()
@@ -53,7 +54,7 @@ class Waits(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        # By name: PyTorch itself moves tensors to the device of others, which here is the CPU.
+        # Only a device given as text counts: PyTorch itself moves tensors to the device of other tensors, here the CPU.
         named = [value for value in (*args[1:], *kwargs.values()) if isinstance(value, str)]
         if function in _CALLS or (function is torch.Tensor.to and "cpu" in named):
             self.found.append(getattr(function, "__name__", str(function)))

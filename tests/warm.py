@@ -1,8 +1,8 @@
-"""Children of the tests that start in milliseconds: copies of a process that has imported PyTorch, which takes seconds.
+"""Start child processes in milliseconds, as forks of a warm process that has imported PyTorch, which takes seconds.
 
-:class:`Popen` stands for :class:`subprocess.Popen` where the product starts a child with this interpreter. The child
-is forked from the warm process. It has the arguments, environment, folder, streams and session that were asked for, and
-this process is its parent, so that waiting for it, killing it and ending with it work as usual.
+:class:`Popen` replaces :class:`subprocess.Popen` where the package starts a child process with this interpreter. The
+child is forked from the warm process. It has the requested arguments, environment, folder, streams and session, and
+this process is its parent, so that waiting for it, killing it and ending together with it work as usual.
 """
 
 import atexit
@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import Any
 
 _CHILDREN = ("ppdm_bench.memory.worker", "ppdm_bench.timing.worker", "ppdm_bench.predictor.script.child")
-_READ_LATER = {"PYTHONPATH", "PYTHONUNBUFFERED"}  # the child itself obeys them
+_READ_LATER = {"PYTHONPATH", "PYTHONUNBUFFERED"}  # the child applies them itself
 _PR_SET_CHILD_SUBREAPER = 36
 
 
 class Popen(subprocess.Popen[Any]):
-    """A process that is forked from the warm one where it can be, and started as usual where it cannot."""
+    """A process that is forked from the warm process if possible, and started as usual otherwise."""
 
     def _execute_child(self, *values: Any, **named: Any) -> None:
         asked = inspect.signature(super()._execute_child).bind(*values, **named).arguments
@@ -62,7 +62,7 @@ class Popen(subprocess.Popen[Any]):
 
 
 def _is_served(words: list[str], env: dict[str, str]) -> bool:
-    """Whether a command is for this interpreter, and needs nothing that an interpreter reads only at its start."""
+    """Return whether a command uses this interpreter, with the same values of variables that are read at startup."""
     if words[0] != sys.executable or not _program(words[1:]):
         return False
 
@@ -74,22 +74,23 @@ def _is_served(words: list[str], env: dict[str, str]) -> bool:
 
 
 def _program(words: list[str]) -> list[str]:
-    """``-m``, a module and its arguments, or a file and its arguments; empty for anything else.
+    """Return ``-m``, a module and its arguments, or a file and its arguments; empty for any other command.
 
-    ``-P`` may precede a module, but not a file, which reads it in ``sys.flags``: these are those of the warm process.
+    ``-P`` may precede a module, but not a file: the file could read it in ``sys.flags``, which are those of the warm
+    process.
     """
     words = words[1:] if words[:2] == ["-P", "-m"] else words
     return words if words and (words[0] == "-m" or not words[0].startswith("-")) else []
 
 
 def _adopt(whether: bool) -> None:
-    """Let a process whose parent has ended become a child of this one, instead of a child of the first process."""
+    """Choose whether orphaned descendants become children of this process instead of the init process."""
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, int(whether), 0, 0, 0)
 
 
 @functools.cache
 def _warm() -> socket.socket:
-    """Start the warm process, and return the connection to it. It ends with this process."""
+    """Start the warm process, which ends with this process, and return the connection to it."""
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     with there:
@@ -112,7 +113,7 @@ def _serve(connection: socket.socket) -> dict[str, Any]:
         message, files, _, _ = socket.recv_fds(connection, 2**20, 32)
         if not message:
             os._exit(0)
-        if (between := os.fork()) == 0:  # it ends at once, so that its child belongs to the process that asked
+        if (between := os.fork()) == 0:  # it ends at once, so that the requesting process adopts its child
             between = os.getpid()
             if os.fork():
                 os._exit(0)
@@ -129,7 +130,7 @@ def _serve(connection: socket.socket) -> dict[str, Any]:
 
 
 def _take(files: list[int], numbers: list[int]) -> None:
-    """Give the received files the numbers that they had."""
+    """Give the received file descriptors the requested numbers."""
     above = [fcntl.fcntl(file, fcntl.F_DUPFD, 100 + max(numbers)) for file in files]
     for file in files:
         os.close(file)
@@ -139,7 +140,7 @@ def _take(files: list[int], numbers: list[int]) -> None:
 
 
 def _run(request: dict[str, Any]) -> None:
-    """Be the process that was asked for."""
+    """Become the requested process."""
     if request["session"]:
         os.setsid()
     os.chdir(request["folder"])

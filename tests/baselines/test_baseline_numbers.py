@@ -1,4 +1,4 @@
-"""Each baseline's own numbers: what its authors' code builds, and what its page promises."""
+"""Numbers of each baseline: parameters as in the authors' code, and behaviour as its documentation states."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,12 +18,12 @@ from ppdm_bench.commands.methods import parameter_count
 
 
 def diffusion(method: Method) -> nn.Module:
-    """The network of the diffusion alone."""
+    """Return only the diffusion network."""
     return method.part(method.build(), DIFFUSION)
 
 
-def test_matched_means_one_network() -> None:
-    """All 3-D methods differ in parameters by their first and last convolutions alone."""
+def test_matched_methods_share_one_network() -> None:
+    """The parameter counts of all 3-D methods differ only in the first and last convolutions."""
     networks = {method.network for method in METHODS.values()}
     assert networks == {METHODS["ppdm"].network}
     counts = [parameter_count(lambda m=m: diffusion(m)) for m in METHODS.values() if not isinstance(m.window, Slices)]
@@ -31,23 +31,26 @@ def test_matched_means_one_network() -> None:
 
 
 def test_cwdm_has_as_many_parameters_as_published() -> None:
-    """Four networks of 326 M in all (arXiv 2604.21146), each for three sources: 8 + 24 channels in, 8 out."""
+    """The paper has four networks of 326 M in all (arXiv 2604.21146), each for 3 sources: 8 + 24 channels in, 8 out."""
     count = parameter_count(lambda: UNet(32, 8, 3, wavelet.AUTHORS.network))
     assert count == 81_511_048
     assert round(4 * count / 1e6) == 326
 
 
 def test_wfm_has_as_many_parameters_as_published() -> None:
-    """One network of 82 M for all four contrasts (abstract of arXiv 2604.21146), told by 4 class embeddings of 256."""
+    """The paper has one network of 82 M for all 4 contrasts (abstract of arXiv 2604.21146).
+
+    Its 4 class embeddings of 256 identify the contrast.
+    """
     count = parameter_count(lambda: UNet(32, 8, 3, wfm.AUTHORS.network)) + 4 * 4 * wfm.AUTHORS.network.width
     assert round(count / 1e6) == 82
 
 
 def test_patchddm_and_madm_have_the_parameters_that_their_repositories_build() -> None:
-    """Counted from guided_diffusion/unet.py of each, for their channels.
+    """The expected numbers are counted from guided_diffusion/unet.py of each repository, for its channels.
 
-    PatchDDM: 24,260,299; its 29 sinusoids are a padded pair more than our 28, times 116 weights. MADM: 110,271,385 a
-    view, of which 371,008 belong to an embedding that its forward pass does not use.
+    PatchDDM: 24,260,299; it pads its time embedding to 29 values, ours has 28, and each value has 116 weights. MADM:
+    110,271,385 per view, of which 371,008 belong to an embedding that its forward pass does not use.
     """
     assert parameter_count(lambda: UNet(8, 1, 3, patch.AUTHORS.network)) == 24_260_299 - 116
     assert parameter_count(lambda: UNet(18, 1, 2, slice25d.AUTHORS.network)) == 110_271_385 - 371_008
@@ -56,7 +59,7 @@ def test_patchddm_and_madm_have_the_parameters_that_their_repositories_build() -
 
 @pytest.mark.slow
 def test_latent_diffusion_has_the_networks_that_monais_tutorial_builds() -> None:
-    """Project-MONAI/GenerativeModels, tutorials/generative/3d_ldm/3d_ldm_tutorial.py; it is not conditional."""
+    """Source: Project-MONAI/GenerativeModels, tutorials/generative/3d_ldm/3d_ldm_tutorial.py, without a condition."""
     nets = pytest.importorskip("monai.networks.nets")
 
     def theirs() -> nn.Module:
@@ -75,7 +78,7 @@ def test_latent_diffusion_has_the_networks_that_monais_tutorial_builds() -> None
 
 @pytest.mark.slow
 def test_latent_flow_has_the_networks_of_maisis_configuration() -> None:
-    """configs/config_network_rflow.json, without spacings and classes; our autoencoder has 4 more blocks."""
+    """Source: configs/config_network_rflow.json, without spacings and classes; our autoencoder has 4 more blocks."""
     nets = pytest.importorskip("monai.networks.nets")
     ours = latent_flow.AUTHORS
 
@@ -104,13 +107,13 @@ def test_latent_flow_has_the_networks_of_maisis_configuration() -> None:
         )
 
     assert parameter_count(lambda: UNet(4, 4, 3, ours.network)) == parameter_count(diffusion_network)
-    middle = 2 * (27 * 256**2 + 256) + 2 * 2 * 256  # a block: two convolutions and two normalisations
+    middle = 2 * (27 * 256**2 + 256) + 2 * 2 * 256  # one block: two convolutions and two normalisations
     found = parameter_count(lambda: ours.part(ours.build(), REPRESENTATION))
     assert found == parameter_count(autoencoder) + 4 * middle
 
 
 class Oracle(nn.Module):
-    """Answers from the target itself, whatever is asked."""
+    """A perfect network: it knows the target, and returns the exact prediction."""
 
     def __init__(self, method: Method, x0: Tensor, y: Tensor) -> None:
         super().__init__()
@@ -128,7 +131,7 @@ class Oracle(nn.Module):
 @pytest.mark.parametrize("stochastic", [True, False], ids=["DDPM", "DDIM"])
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
 @pytest.mark.parametrize("target", ["noise", "x0"])
-def test_full_3d_has_both_targets_schedules_and_samplers(target: str, schedule: str, stochastic: bool) -> None:
+def test_full_3d_works_with_both_targets_schedules_and_samplers(target: str, schedule: str, stochastic: bool) -> None:
     method = replace(
         ddpm3d.MATCHED, kernel=Gaussian(schedule), target=target, sampling=Sampling(25, stochastic, clamp=1.0)
     )
@@ -136,7 +139,7 @@ def test_full_3d_has_both_targets_schedules_and_samplers(target: str, schedule: 
     torch.testing.assert_close(sample(method, Oracle(method, x0, y), y, generator()), x0, rtol=0, atol=2e-3)
 
 
-def test_the_regression_is_one_evaluation_of_the_source_at_the_start() -> None:
+def test_the_regression_evaluates_the_source_once_at_time_one() -> None:
     method = METHODS["regression"]
     seen: list[tuple[Tensor, Tensor]] = []
 
@@ -154,7 +157,7 @@ def test_the_regression_is_one_evaluation_of_the_source_at_the_start() -> None:
         assert t.tolist() == [1.0, 1.0]
 
 
-def test_a_prior_start_is_the_noised_source_at_a_fifth_of_the_path() -> None:
+def test_a_prior_start_begins_with_the_noised_source_at_a_fifth_of_the_path() -> None:
     method = replace(slice25d.MATCHED, sampling=slice25d.PRIOR_START.sampling, window=Whole())
     x0, y = volumes(1, 1, 8, 8, 8).clamp(-1, 1), volumes(1, 1, 8, 8, 8, seed=1)
     inputs: list[tuple[Tensor, Tensor]] = []
@@ -172,11 +175,11 @@ def test_a_prior_start_is_the_noised_source_at_a_fifth_of_the_path() -> None:
     torch.testing.assert_close(out, x0, rtol=0, atol=1e-2)
 
 
-def test_the_authors_presets_differ_in_networks_budget_and_optimiser_alone() -> None:
+def test_authors_presets_differ_only_in_networks_sampling_and_optimisation() -> None:
     for name, method in AUTHORS.items():
         matched = METHODS[name]
         same = replace(method, network=matched.network, sampling=matched.sampling, optimisation=matched.optimisation)
-        if method.representation.is_learned:  # a network too
+        if method.representation.is_learned:  # a learned representation is a network too
             same = replace(same, representation=matched.representation)
         assert same == matched
         assert method.optimisation != Optimisation()

@@ -1,4 +1,4 @@
-"""Every registered method, made tiny, through everything that is asked of one."""
+"""Tests that every registered method must pass, with tiny networks."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from ppdm_baselines import METHODS, PRESETS, patch, slice25d
 from ppdm_bench.memory.workload import workload
 from ppdm_bench.predictor.peak import measure_peak, predict_peak
 
-ODD = (5, 7, 6)  # divisible by nothing, anisotropic
+ODD = (5, 7, 6)  # anisotropic, without a common divisor
 
 
 TINY = {name: tiny(method) for name, method in METHODS.items()}
@@ -32,9 +32,10 @@ EVERY_STAGE = pytest.mark.parametrize(
     [(method, stage) for method in ALL.values() for stage in method.stages],
     ids=[f"{name} {stage}" for name, method in ALL.items() for stage in method.stages],
 )
-# What trains or applies an autoencoder alone depends on the representation: once for each, not for each method. All
-# else once for each method, with the authors' network if there is one. It differs from the matched network in
-# attention, resampling, skips or conditioning, and `ppdm`, `gan3d` and `regression` have the matched network.
+# Phases that only train or apply an autoencoder are tested once per representation, because they depend on nothing
+# else. All other phases are tested once per method, with the authors' network if there is one. It differs from the
+# matched network in attention, resampling, skips or conditioning. `ppdm`, `gan3d` and `regression` have the matched
+# network.
 PHASES = {
     (phase, method.representation if phase in ("autoencoder_train", "decode") else method.name): (name, phase)
     for name, method in ALL.items()
@@ -47,7 +48,7 @@ EVERY_PHASE = pytest.mark.parametrize(
 )
 
 
-# What is asked of every method ---------------------------------------------------------------------------------------
+# Every method --------------------------------------------------------------------------------------------------------
 
 
 @EVERY_PRESET
@@ -58,7 +59,7 @@ def test_a_sample_has_the_sources_shape_and_is_finite(method: Method) -> None:
 
 
 @EVERY_STAGE
-def test_the_loss_is_one_finite_number_a_subject_and_reaches_every_parameter(method: Method, stage: str) -> None:
+def test_the_loss_is_one_finite_number_per_subject_and_reaches_every_parameter(method: Method, stage: str) -> None:
     net = network(method)
     loss = STAGE_LOSSES[stage](method, net, volumes(3, 1, *ODD), volumes(3, 1, *ODD, seed=1), generator())
     assert loss.shape == (3,)
@@ -69,11 +70,11 @@ def test_the_loss_is_one_finite_number_a_subject_and_reaches_every_parameter(met
 
 
 @EVERY
-def test_the_seed_fixes_the_loss_and_the_sample(method: Method) -> None:
+def test_the_seed_determines_the_loss_and_the_sample(method: Method) -> None:
     net, source, target = network(method), volumes(1, 1, *ODD), volumes(1, 1, *ODD, seed=1)
     first, again, other = (training_loss(method, net, source, target, generator(seed)) for seed in (3, 3, 4))
     assert torch.equal(first, again)
-    # Without noise, at one time and of the whole volume nothing is left to chance.
+    # A loss without noise, at a fixed time and on the whole volume is not random.
     certain = method.optimisation.at_start == 1 and isinstance(method.kernel, Linear)
     assert torch.equal(first, other) == certain
     first, again = (sample(method, net, source, generator(3)) for _ in range(2))
@@ -82,7 +83,7 @@ def test_the_seed_fixes_the_loss_and_the_sample(method: Method) -> None:
 
 @pytest.mark.slow
 @EVERY
-def test_a_subject_is_predicted_as_if_it_were_alone(method: Method) -> None:
+def test_a_subject_is_predicted_in_a_batch_as_if_it_were_alone(method: Method) -> None:
     net, channels = method.part(network(method), DIFFUSION), method.representation.channels(1)
     x, y, t = volumes(3, channels, 8, 8, 8), volumes(3, channels, 8, 8, 8, seed=1), torch.tensor([0.1, 0.5, 1.0])
     with torch.no_grad():
@@ -92,8 +93,8 @@ def test_a_subject_is_predicted_as_if_it_were_alone(method: Method) -> None:
 
 
 @EVERY
-def test_a_sample_does_not_depend_on_the_other_subjects(method: Method) -> None:
-    """Where noise is drawn once, the first of a batch has the noise that it has alone: a generator fills in order."""
+def test_a_sample_does_not_depend_on_the_other_subjects_of_the_batch(method: Method) -> None:
+    """Noise is sampled only once here, so the first subject gets the same noise alone and in a batch."""
     method = replace(method, sampling=replace(method.sampling, stochastic=False))
     net, source = network(method), volumes(2, 1, 8, 8, 8)
     together, alone = (sample(method, net, y, generator()) for y in (source, source[:1]))
@@ -101,7 +102,7 @@ def test_a_sample_does_not_depend_on_the_other_subjects(method: Method) -> None:
 
 
 def phantom() -> tuple[np.ndarray, np.ndarray]:
-    """A source of another contrast and a target, (8, 8, 8) in [-1, 1]: an ellipsoid with an insert."""
+    """Return a source and a target of different contrast, (8, 8, 8) in [-1, 1]: an ellipsoid with an insert."""
     d, h, w = np.meshgrid(*[np.linspace(-1, 1, 8)] * 3, indexing="ij")
     target = np.where(d**2 + h**2 / 0.8 + w**2 / 0.6 < 0.8, 0.0, -1.0)
     target[(d - 0.2) ** 2 + h**2 + (w + 0.1) ** 2 < 0.15] = 0.8
@@ -109,11 +110,12 @@ def phantom() -> tuple[np.ndarray, np.ndarray]:
 
 
 def psnr(result: Tensor, target: np.ndarray) -> float:
-    """In dB, of a range of 2."""
+    """Return the PSNR in dB, for a data range of 2."""
     return float(10 * np.log10(4 / np.mean((result.numpy() - target) ** 2)))
 
 
-# Steps and learning rate. Predicting noise takes longer, and longer still from patches of 4³ for a volume of 8³.
+# Training steps and learning rate. Methods that predict noise need more steps, and most of all from patches of 4³ of a
+# volume of 8³.
 LEARNING = {
     "ddpm3d": (120, 6e-3),
     "patch": (600, 6e-3),
@@ -128,7 +130,7 @@ LEARNING = {
 @pytest.mark.slow
 @EVERY
 def test_one_volume_is_learned_to_15_db(method: Method) -> None:
-    """Its mean value would have 10 dB, the source has 3."""
+    """For comparison: the mean value of the target has 10 dB, and the source has 3 dB."""
     source, target = phantom()
     steps, rate = LEARNING.get(method.name, (30, 6e-3))
     method = replace(
@@ -145,7 +147,7 @@ def test_one_volume_is_learned_to_15_db(method: Method) -> None:
 
 
 def assert_predicted(method: Method, phase: str) -> None:
-    """On two volumes of sizes that nothing divides."""
+    """Check that the predicted peak equals the measured one, for two volumes of sizes that need padding."""
     work = workload(method, phase, (9, 17, 12), 2, "cpu")
     measured = measure_peak(work.build, work.step, work.iterations)
     predicted = predict_peak(work.build, work.step, work.iterations, target="cpu")
@@ -172,7 +174,7 @@ def trained(method: Method, spacing: tuple[float, float, float] = (1.0, 1.0, 1.0
 
 
 @EVERY_PRESET
-def test_a_checkpoint_gives_back_method_and_samples(method: Method, tmp_path: Path) -> None:
+def test_a_checkpoint_restores_the_method_and_its_samples(method: Method, tmp_path: Path) -> None:
     assert Method.from_dict(method.to_dict()) == method
     before = trained(method)
     after = load(save(tmp_path, before))

@@ -33,7 +33,7 @@ def full(**options):
     return Configuration("ppdm", SHAPE, factor=(1, 2, 2), width=16, precision="bf16", checkpointing="norm", **options)
 
 
-def test_it_survives_json():
+def test_a_configuration_survives_json():
     configuration = full(batch_size=2)
     assert Configuration.from_dict(json.loads(json.dumps(configuration.to_dict()))) == configuration
 
@@ -45,17 +45,17 @@ def test_every_option_reaches_the_method():
     assert (network.width, network.precision, network.checkpointing) == (16, "bf16", "norm")
 
 
-def test_the_method_keeps_what_is_not_given():
+def test_fields_without_an_option_keep_the_values_of_the_preset():
     assert Configuration("ppdm", SHAPE).resolve() == PRESETS["matched"]["ppdm"]
     assert Configuration(REFERENCE, SHAPE, "authors").resolve() == PRESETS["authors"][REFERENCE]
 
 
-def test_the_variant_tells_rows_apart():
+def test_the_variant_states_the_factor_or_the_preset():
     assert full().variant == "r=1x2x2"
     assert Configuration(REFERENCE, SHAPE, "authors").variant == "authors"
 
 
-def test_the_description_traces_everything_and_identifies_it():
+def test_the_description_contains_the_method_and_identifies_the_configuration():
     described = full().describe()
     assert Method.from_dict(described["resolved"]) == full().resolve()
     assert described["width"] == 16
@@ -67,7 +67,7 @@ def test_the_description_traces_everything_and_identifies_it():
     assert config_id(full().describe()) == config_id(full().describe())
 
 
-def test_factors_are_for_methods_that_have_one():
+def test_factors_apply_only_to_methods_that_have_one():
     made = configurations(["ppdm", REFERENCE], SHAPE, factors=[2, (1, 2, 2)], precisions=["fp32", "bf16"])
     assert [(c.method, c.factor, c.precision) for c in made] == [
         ("ppdm", 2, "fp32"),
@@ -79,14 +79,14 @@ def test_factors_are_for_methods_that_have_one():
     ]
 
 
-def test_all_methods_means_those_that_have_the_preset():
+def test_the_default_is_all_methods_that_have_the_preset():
     assert [c.method for c in configurations(None, SHAPE)] == list(PRESETS["matched"])
     assert {c.method for c in configurations(None, SHAPE, presets=["authors"])} == set(PRESETS["authors"])
     both = configurations(None, SHAPE, presets=["matched", "authors"])
     assert len(both) == len(PRESETS["matched"]) + len(PRESETS["authors"])
 
 
-def test_what_is_asked_for_twice_is_made_once():
+def test_a_repeated_request_gives_one_configuration():
     assert len(configurations(["ppdm", "ppdm"], SHAPE, factors=[2, 2])) == 1
 
 
@@ -103,12 +103,12 @@ def test_what_is_asked_for_twice_is_made_once():
         (None, {"width": 0}, "width must be a positive integer up to 65536, got 0"),
     ],
 )
-def test_what_cannot_be_is_refused(methods, options, words):
+def test_invalid_requests_are_refused(methods, options, words):
     with pytest.raises(MethodError, match=words):
         configurations(methods, SHAPE, **options)
 
 
-def test_a_factor_where_there_is_none_is_refused():
+def test_a_factor_for_a_method_without_one_is_refused():
     with pytest.raises(MethodError, match="no puzzle factor"):
         Configuration(REFERENCE, SHAPE, factor=2).resolve()
 
@@ -117,12 +117,12 @@ def test_a_factor_where_there_is_none_is_refused():
 
 
 def near(methods, starts=(), variations=(), **options):
-    """The configurations, and what was told."""
+    """Return the configurations and the messages."""
     told = []
     return with_variations(configurations(methods, SHAPE, **options), starts, variations, told.append), told
 
 
-def test_each_variation_alone_around_every_configuration():
+def test_each_variation_is_applied_alone_to_every_configuration():
     found, told = near(["ppdm"], (), ["kernel.gamma=0.25,1", "kernel=i2sb"], factors=[2, 4])
     assert [one.variant for one in found] == [
         f"r={r}{setting}" for r in (2, 4) for setting in ("", " kernel.gamma=0.25", " kernel.gamma=1", " kernel=i2sb")
@@ -134,7 +134,7 @@ def test_each_variation_alone_around_every_configuration():
     assert Configuration.from_dict(json.loads(json.dumps(found[1].to_dict()))) == found[1]
 
 
-def test_what_is_an_option_too_is_the_same_configuration_however_it_is_asked_for():
+def test_an_option_and_the_setting_of_its_field_give_the_same_configuration():
     varied, _ = near(["ppdm"], ["network.width=16"], ["network.checkpointing=none,norm,block"], factors=[2])
     assert varied == configurations(["ppdm"], SHAPE, factors=[2], width=16, checkpointing=["none", "norm", "block"])
     assert "setting" not in varied[1].to_dict()
@@ -144,26 +144,26 @@ def test_what_is_an_option_too_is_the_same_configuration_however_it_is_asked_for
     assert r4.factor == 4
 
 
-def test_another_representation_has_a_factor_of_its_own_or_none():
+def test_a_varied_representation_replaces_the_factor_and_appears_once():
     found, _ = near(["ppdm"], (), ["representation=haar,puzzle(factor=[1,2,2])"], factors=[2, 4])
     assert [one.resolve().representation for one in found] == [Puzzle(2), Haar(), Puzzle((1, 2, 2)), Puzzle(4)]
 
 
-def test_what_is_set_later_counts():
+def test_later_settings_override_earlier_ones():
     (made,), _ = near(["ppdm"], ["kernel.gamma=0.25+loss.p=1", "kernel=i2sb", "loss.p=2"])
     assert made.setting == "kernel=i2sb+loss.p=2"
     (same,), _ = near(["ppdm"], (), [f"kernel.gamma={PPDM.kernel.gamma}"])
     assert same == Configuration("ppdm", SHAPE)
 
 
-def test_the_columns_of_a_row_say_what_the_method_has():
+def test_the_fields_of_a_row_come_from_the_method():
     point = json.dumps(PPDM.with_network(precision="bf16").to_dict())
     assert Configuration("ppdm", SHAPE, precision="bf16", point=point).fields()["precision"] == "bf16"
     fields = full().fields()
     assert (fields["channels_last"], fields["compile"]) == (False, False)
 
 
-def test_what_some_methods_cannot_have_is_left_out_of_them_and_told():
+def test_a_setting_that_some_methods_lack_is_left_out_with_a_message():
     found, told = near(["ppdm", REFERENCE, "patch"], (), ["kernel.gamma=0.25"])
     assert [one.label for one in found] == ["ppdm r=2", "ppdm r=2 kernel.gamma=0.25", REFERENCE, "patch"]
     assert told == [f"left out: kernel.gamma=0.25 of {REFERENCE}, patch: a method has no kernel.gamma"]
@@ -192,7 +192,7 @@ def test_a_setting_that_no_method_can_have_is_refused(starts, variations, words)
     assert words in str(error.value)
 
 
-def test_a_method_of_ones_own_in_the_current_folder(tmp_path, monkeypatch):
+def test_a_user_method_is_loaded_from_the_current_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
     (tmp_path / "my_own_method.py").write_text(
@@ -225,7 +225,7 @@ def own_folder(tmp_path, monkeypatch):
     ("place", "name"), [("my_named_methods:LATENT", "my-latent"), ("my_named_methods:ANOTHER_PPDM", "another-ppdm")]
 )
 @pytest.mark.usefixtures("own_folder")
-def test_a_method_of_ones_own_has_one_name_however_it_is_asked_for(place, name):
+def test_a_user_method_has_the_same_name_by_import_path_and_by_name(place, name):
     assert find_method(place) == find_method(name)
     assert find_method(place).name == name
     (made,) = configurations([place, name], SHAPE)
@@ -239,7 +239,7 @@ def test_a_name_that_several_methods_have_is_refused(own_folder):
         find_method("my-latent")
 
 
-def test_an_installed_package_announces_its_methods(own_folder, monkeypatch):
+def test_an_installed_package_provides_methods_by_an_entry_point(own_folder, monkeypatch):
     announced = [EntryPoint("packaged", "my_named_methods:LATENT", "ppdm.methods")]
     monkeypatch.setattr(
         configuration, "entry_points", lambda group, name: [e for e in announced if (e.group, e.name) == (group, name)]
@@ -249,14 +249,14 @@ def test_an_installed_package_announces_its_methods(own_folder, monkeypatch):
 
 
 @pytest.mark.usefixtures("own_folder")
-def test_the_reference_of_differences_may_be_named_by_its_place():
+def test_the_reference_of_differences_may_be_given_by_its_import_path():
     assert requested_reference("my_named_methods:LATENT r=2") == "my-latent r=2"
     assert [requested_reference(text) for text in (None, "ppdm r=4", "runs/a")] == [None, "ppdm r=4", "runs/a"]
     with pytest.raises(typer.BadParameter, match="cannot be loaded"):
         requested_reference("my_named_methods:ABSENT")
 
 
-def test_the_current_folder_hides_nothing_that_is_installed(tmp_path, monkeypatch):
+def test_the_current_folder_is_searched_last(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
     with pytest.raises(MethodError):
@@ -275,7 +275,7 @@ def test_the_current_folder_hides_nothing_that_is_installed(tmp_path, monkeypatc
         ("Y = 3", "no attribute 'X'"),
     ],
 )
-def test_a_module_that_is_of_no_use(tmp_path, monkeypatch, code, words):
+def test_a_module_without_a_usable_method_is_refused(tmp_path, monkeypatch, code, words):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "of_no_use.py").write_text(code)
     monkeypatch.delitem(sys.modules, "of_no_use", raising=False)
@@ -284,7 +284,7 @@ def test_a_module_that_is_of_no_use(tmp_path, monkeypatch, code, words):
 
 
 @pytest.mark.parametrize("name", [":", "nothing_of_that_name:X", ".relative:X", "ppdm:"])
-def test_a_name_that_leads_nowhere(name):
+def test_a_malformed_or_missing_import_path_is_refused(name):
     with pytest.raises(MethodError, match="cannot be loaded"):
         find_method(name)
 
@@ -306,18 +306,18 @@ def test_a_name_that_leads_nowhere(name):
         ),
     ],
 )
-def test_a_row_is_named_by_what_differs_from_the_registered_method(name, text, variant):
+def test_the_variant_states_the_differences_from_the_registered_method(name, text, variant):
     method = with_assignments(METHODS[name], parse_assignments(text)) if text else METHODS[name]
     assert variant_of(method) == variant
 
 
-def test_the_rate_that_the_width_decides_is_no_difference():
+def test_the_learning_rate_that_the_width_implies_is_no_difference():
     explicit = with_assignments(METHODS["ppdm"], parse_assignments("optimisation.learning_rate=0.001"))
     assert variant_of(explicit.with_network(width=16)) == "r=2"
     assert variant_of(explicit.with_network(width=64)) == "r=2 optimisation.learning_rate=0.001"
 
 
-def test_a_row_of_another_preset_names_it_and_what_differs_from_it():
+def test_the_variant_of_another_preset_states_the_preset_and_the_differences():
     authors = find_method("ddpm3d", "authors")
     assert variant_of(authors) == "authors"
     assert (
@@ -326,7 +326,7 @@ def test_a_row_of_another_preset_names_it_and_what_differs_from_it():
     )
 
 
-def test_a_method_of_ones_own_is_named_by_what_differs_from_it():
+def test_the_variant_of_a_user_method_states_the_differences_from_that_method():
     own = replace(METHODS["ppdm"], name="mine", kernel=Brownian(gamma=3.0))
     near = with_assignments(own, parse_assignments("kernel.gamma=1"))
     assert (variant_of(near), variant_of(own, [own]), variant_of(near, [own])) == ("r=2", "r=2", "r=2 kernel.gamma=1")

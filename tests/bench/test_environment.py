@@ -1,4 +1,4 @@
-"""The environment beside a number: the commit that made it, and whether the code was another by then."""
+"""The recorded environment: the commit, and whether the code had uncommitted changes."""
 
 import subprocess
 from pathlib import Path
@@ -16,7 +16,7 @@ def git(folder: Path, *arguments: str) -> str:
 
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A repository with this module and a record, one commit old."""
+    """A repository with one commit of the module and of a file of records."""
     for name in ("code/environment.py", "results/records.jsonl"):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_text("as committed\n")
@@ -27,7 +27,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_commit_is_known_and_clean(checkout: Path) -> None:
+def test_the_commit_of_a_clean_checkout_is_found(checkout: Path) -> None:
     assert environment._git() == (git(checkout, "rev-parse", "HEAD"), False)
 
 
@@ -36,7 +36,7 @@ def test_changed_code_is_dirty(checkout: Path) -> None:
     assert environment._git()[1] is True
 
 
-def test_added_records_are_no_change_of_the_code(checkout: Path) -> None:
+def test_added_records_do_not_make_the_code_dirty(checkout: Path) -> None:
     (checkout / "results/records.jsonl").write_text("one more\n")
     assert environment._git()[1] is False
 

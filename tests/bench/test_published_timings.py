@@ -1,4 +1,4 @@
-"""PublishedKernels timings: their sources, the rule that halves them, the rebuilt networks, and their predictions."""
+"""Published timings: their sources, the split into two halves, the rebuilt networks, and their predictions."""
 
 from collections import Counter
 from dataclasses import replace
@@ -24,7 +24,7 @@ REBUILT = [record for record in RECORDS if can_be_rebuilt(record)]
 FIT, JUDGE = halves(RECORDS)
 
 
-def test_there_are_enough_values_of_enough_sources_and_each_says_what_was_read() -> None:
+def test_there_are_enough_values_and_sources_and_each_value_has_its_provenance() -> None:
     assert len(REBUILT) >= 40
     assert len({source_of(record) for record in REBUILT}) >= 5
     assert len({record.config_id for record in RECORDS}) == len(RECORDS)
@@ -46,7 +46,7 @@ def test_each_value_names_a_card_with_a_data_sheet_and_its_configuration(record:
     assert all(count >= 1 for count in record.options["work"].values())
 
 
-def test_what_was_read_is_the_value() -> None:
+def test_each_value_equals_the_published_number_in_seconds() -> None:
     for record in REBUILT:
         number, *unit = record.options["read"].split()
         read = float(number)
@@ -81,7 +81,7 @@ def test_the_halves_do_not_depend_on_the_order_of_the_records() -> None:
     assert {r.config_id for r in judge} == {r.config_id for r in JUDGE}
 
 
-def test_the_plain_u_net_has_nnu_net_s_channels_strides_and_outputs() -> None:
+def test_the_plain_u_net_has_the_channels_strides_and_outputs_of_nnu_net() -> None:
     strides, kernels = [[1, 2, 2], [2, 2, 2]], [[1, 3, 3], [3, 3, 3], [3, 3, 3]]
     network = PlannedUNet(
         2, 3, strides, kernels, bias=True, heads=True, norm=lambda c: nn.InstanceNorm3d(c, affine=True)
@@ -94,15 +94,15 @@ def test_the_plain_u_net_has_nnu_net_s_channels_strides_and_outputs() -> None:
     assert weights == down + up + 3 * (64 + 32)
 
 
-def test_published_steps_of_each_source_are_predicted_near_their_values() -> None:
-    """One value of each source that trains or samples; the whole table is results/validation/timings.md."""
+def test_published_values_of_two_runs_are_predicted_within_a_tolerance() -> None:
+    """One value of each run; the whole table is results/validation/timings.md."""
     published = PublishedKernels()
     for run, most in (("nvidia nnunet", 0.35), ("conv3d", 0.7)):
         record = next(r for r in JUDGE if r.options["run"] == run)
         assert abs(published.predict(record).seconds / record.value - 1) < most
 
 
-def test_the_committed_table_reaches_the_goal_on_the_half_that_judges() -> None:
+def test_the_committed_table_reaches_the_accuracy_goal_on_the_judging_half() -> None:
     judged = list(time_truth.read_judged(RESULTS / "validation/timings.csv", RECORDS))
     assert {one.record.config_id for one in judged if one.half == "judge"} == {r.config_id for r in JUDGE}
     errors = sorted(one.error for one in judged if one.half == "judge")
@@ -114,8 +114,8 @@ def test_the_committed_table_reaches_the_goal_on_the_half_that_judges() -> None:
     assert time_truth.ratio_interval(judged) == pytest.approx(time_truth.RATIO, abs=0.01)
 
 
-def test_a_fit_is_nearer_to_values_that_known_constants_made_than_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(time_truth, "PRIOR", 0.05)  # six values weigh less than a prior that is made for ninety
+def test_a_fit_reduces_the_error_on_values_made_with_known_constants(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time_truth, "PRIOR", 0.05)  # the default prior is for ninety values and would outweigh six
     published, records = PublishedKernels(), [r for r in FIT if r.options["run"] == "nvidia nnunet"][:6]
     true = replace(time_truth.FITTED, memory=2.6, launch=4e-5)
     made = [replace(record, value=published.predict(record, true).seconds) for record in records]

@@ -1,4 +1,4 @@
-"""Records: what may be said, how it is written, and what survives a kill."""
+"""Records: their fields, JSON and files, and which records survive a kill."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ def simple(value: float = 1, **other: Any) -> Record:
 
 
 def python(code: str, *arguments: str) -> subprocess.Popen[str]:
-    """Start a fresh interpreter that imports from where this one does."""
+    """Start a new interpreter with the import path of this one."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     return subprocess.Popen(
         [sys.executable, "-c", code, *arguments], env=environment, stdout=subprocess.PIPE, text=True
     )
 
 
-# What a record may say
+# Fields
 
 
 def test_a_record_of_the_first_schema_is_read_and_has_no_samples() -> None:
@@ -100,7 +100,7 @@ def test_a_record_is_dated_in_utc() -> None:
         ({"samples": [1.0, float("nan")]}, "`samples`"),
     ],
 )
-def test_what_cannot_be_is_refused_in_words(change: dict[str, Any], message: str) -> None:
+def test_invalid_fields_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(RecordError, match=message):
         replace(FULL, **change)
 
@@ -135,7 +135,7 @@ def test_any_record_is_one_line_and_reads_back_equal(value: float, reason: str, 
     assert Record.from_json(line) == record
 
 
-def test_a_later_schema_is_named_as_such() -> None:
+def test_a_later_schema_is_refused() -> None:
     later = json.loads(FULL.to_json()) | {"schema": SCHEMA + 1, "colour": "blue"}
     with pytest.raises(RecordError, match=f"schema {SCHEMA + 1}.*reads up to {SCHEMA}.*later version"):
         Record.from_json(json.dumps(later))
@@ -154,26 +154,26 @@ def test_a_later_schema_is_named_as_such() -> None:
         ('{"schema": 1, "metric": "x", "kind": ["measured"], "value": 1}', "`kind`"),
     ],
 )
-def test_other_text_is_refused_in_words(text: str, message: str) -> None:
+def test_text_that_is_not_a_record_is_refused(text: str, message: str) -> None:
     with pytest.raises(RecordError, match=message):
         Record.from_json(text)
 
 
-def test_options_that_are_no_json_are_refused() -> None:
+def test_options_that_are_not_json_are_refused() -> None:
     with pytest.raises(RecordError, match="plain JSON"):
         simple(options={"path": Path("x")}).to_json()
     with pytest.raises(RecordError, match="plain JSON"):
         config_id({"rate": float("nan")})
 
 
-def test_config_id_knows_the_content_and_not_its_order() -> None:
-    # The first 12 digits of the SHA-256 of {"factor":[2,2,2],"method":"ppdm"}, taken with sha256sum.
+def test_config_id_depends_on_the_content_and_not_on_its_order() -> None:
+    # The first 12 digits of the SHA-256 of {"factor":[2,2,2],"method":"ppdm"}, computed with sha256sum.
     assert config_id({"method": "ppdm", "factor": (2, 2, 2)}) == "d8a34e1ea586"
     assert config_id({"factor": [2, 2, 2], "method": "ppdm"}) == "d8a34e1ea586"
     assert config_id({"factor": [2, 2, 1], "method": "ppdm"}) != "d8a34e1ea586"
 
 
-def test_the_json_array_is_one_array() -> None:
+def test_several_records_are_written_as_one_json_array() -> None:
     assert [content["value"] for content in json.loads(to_json_array([simple(1), simple(2)]))] == [1, 2]
     assert json.loads(to_json_array([])) == []
 
@@ -192,7 +192,7 @@ def test_records_are_appended_in_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kept", [1, 40, -2])
-def test_a_torn_last_line_costs_only_itself(tmp_path: Path, kept: int) -> None:
+def test_only_a_torn_last_line_is_lost(tmp_path: Path, kept: int) -> None:
     file = RecordFile(tmp_path / "records.jsonl")
     file.append([simple(1), simple(2)])
     first, second = file.path.read_bytes().splitlines(keepends=True)
@@ -204,7 +204,7 @@ def test_a_torn_last_line_costs_only_itself(tmp_path: Path, kept: int) -> None:
         assert [record.value for record in file.read()] == [1, 3]
 
 
-def test_a_line_that_lacks_only_its_end_is_kept(tmp_path: Path) -> None:
+def test_a_line_without_its_newline_is_kept(tmp_path: Path) -> None:
     file = RecordFile(tmp_path / "records.jsonl")
     file.append([simple(1)])
     os.truncate(file.path, file.path.stat().st_size - 1)
@@ -212,7 +212,7 @@ def test_a_line_that_lacks_only_its_end_is_kept(tmp_path: Path) -> None:
     assert [record.value for record in file.read()] == [1, 2]
 
 
-def test_a_compressed_file_is_read_and_kept_as_it_is(tmp_path: Path) -> None:
+def test_a_compressed_file_is_read_only(tmp_path: Path) -> None:
     plain = RecordFile(tmp_path / "records.jsonl")
     plain.append([FULL, simple(2)])
     path = tmp_path / "records.jsonl.gz"
@@ -227,7 +227,7 @@ def test_a_compressed_file_is_read_and_kept_as_it_is(tmp_path: Path) -> None:
             RecordFile(path).read()
 
 
-def test_bytes_that_are_no_text_are_left_out(tmp_path: Path) -> None:
+def test_a_line_of_binary_data_is_left_out(tmp_path: Path) -> None:
     file = RecordFile(tmp_path / "records.jsonl")
     file.append([simple(1)])
     with file.path.open("ab") as raw:
@@ -236,7 +236,7 @@ def test_bytes_that_are_no_text_are_left_out(tmp_path: Path) -> None:
         assert file.read() == file.read()[:1]
 
 
-def test_a_later_schema_in_a_file_is_not_passed_over(tmp_path: Path) -> None:
+def test_a_later_schema_in_a_file_is_an_error(tmp_path: Path) -> None:
     file = RecordFile(tmp_path / "records.jsonl")
     file.append([simple(1)])
     with file.path.open("a") as raw:
@@ -245,7 +245,7 @@ def test_a_later_schema_in_a_file_is_not_passed_over(tmp_path: Path) -> None:
         file.read()
 
 
-def test_places_that_cannot_be_written_are_told(tmp_path: Path) -> None:
+def test_paths_that_cannot_be_written_or_read_are_reported(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RecordError, match=r"cannot write records to .*: is a directory"):
         RecordFile(tmp_path).append([FULL])
@@ -255,14 +255,16 @@ def test_places_that_cannot_be_written_are_told(tmp_path: Path) -> None:
         RecordFile(tmp_path).read()
 
 
-def test_a_record_that_cannot_be_written_writes_none(tmp_path: Path) -> None:
+def test_one_invalid_record_prevents_writing_all_records(tmp_path: Path) -> None:
     file = RecordFile(tmp_path / "records.jsonl")
     with pytest.raises(RecordError):
         file.append([simple(1), simple(options={"bad": object()})])
     assert not file.path.exists()
 
 
-def test_a_full_disk_is_told_and_mended_by_the_next_append(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_and_later_records_are_readable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = RecordFile(tmp_path / "records.jsonl")
     file.append([simple(1)])
     write = os.write
@@ -296,7 +298,7 @@ def test_two_processes_append_whole_lines(tmp_path: Path) -> None:
         assert [record.value for record in records if record.method == name] == list(range(60))
 
 
-def test_a_kill_keeps_what_was_appended(tmp_path: Path) -> None:
+def test_records_that_were_appended_before_a_kill_are_kept(tmp_path: Path) -> None:
     file = RecordFile(tmp_path / "records.jsonl")
     with python(APPEND, str(file.path), "killed", "1000000") as writer:
         assert writer.stdout is not None
@@ -305,13 +307,13 @@ def test_a_kill_keeps_what_was_appended(tmp_path: Path) -> None:
         writer.send_signal(signal.SIGKILL)
     file.append([simple(7, method="after")])
     with warnings.catch_warnings():
-        # The row that was being written may be torn, or not.
+        # The line that was being written may be torn.
         warnings.simplefilter("ignore", RecordWarning)
         values = [record.value for record in file.read()]
     assert values == [*range(len(values) - 1), 7]
     assert len(values) > 20
 
 
-def test_records_need_nothing_but_the_standard_library() -> None:
+def test_records_do_not_import_torch_numpy_pandas_or_ppdm() -> None:
     code = "import sys, ppdm_bench.records; print(*{'torch', 'numpy', 'pandas', 'ppdm'} & set(sys.modules))"
     assert python(code).communicate()[0].split() == []

@@ -1,4 +1,4 @@
-"""Minutes become steps by the step time of each method."""
+"""Minutes are converted to steps by the step time of each method."""
 
 import pytest
 
@@ -14,7 +14,7 @@ SUBJECTS = PhantomSubjects("mri-t1t2", 4, 16)
 
 @pytest.fixture
 def by_width(monkeypatch):
-    """A step of width w takes w / 10 seconds."""
+    """Replace the measurement: a step of a network of width w takes w / 10 seconds."""
     monkeypatch.setattr(
         StepTimes,
         "_seconds",
@@ -22,7 +22,7 @@ def by_width(monkeypatch):
     )
 
 
-def test_two_widths_of_a_method_have_their_own_step_times(tmp_path, by_width):
+def test_each_width_of_a_method_has_its_own_step_time(tmp_path, by_width):
     plan = [
         one for width in (8, 32, 16) for one in plan_trials([SUBJECTS], ["ppdm"], [], Schedule(minutes=1), [0], width)
     ]

@@ -1,4 +1,4 @@
-"""``--vary``: points near a method."""
+"""``--vary``: variations of a method."""
 
 from dataclasses import replace
 
@@ -16,18 +16,18 @@ def _methods(text):
     return [point.method for point in vary(PPDM, text)]
 
 
-def test_a_field_of_a_part():
+def test_a_field_of_an_axis_is_varied():
     points = vary(PPDM, "kernel.gamma=0.25, 0.5")
     assert [point.label for point in points] == ["kernel.gamma=0.25", "kernel.gamma=0.5"]
     assert [point.method.kernel for point in points] == [Brownian(0.25), Brownian(0.5)]
     assert points[1].method == replace(PPDM, kernel=Brownian(0.5))
 
 
-def test_a_field_of_the_method_itself():
+def test_a_field_of_the_method_is_varied():
     assert _methods("target=x0") == [replace(PPDM, target="x0")]
 
 
-def test_values_of_an_axis():
+def test_an_axis_is_replaced_with_and_without_arguments():
     assert [m.kernel for m in _methods("kernel=i2sb,brownian(gamma=1),gaussian(schedule=flow)")] == [
         I2SB(),
         Brownian(1.0),
@@ -37,14 +37,14 @@ def test_values_of_an_axis():
     assert [m.representation for m in kept] == [Identity(), Puzzle((1, 2, 2))]
 
 
-def test_several_fields_at_once():
+def test_one_variation_can_change_several_fields():
     off, cell = _methods("loss.mode=off+loss.gradient=0,cell")
     assert off.loss == replace(PPDM.loss, mode="off", gradient=0)
     assert cell.loss == replace(PPDM.loss, mode="cell")
     assert isinstance(off.loss, Loss)
 
 
-def test_json_values():
+def test_values_are_read_as_json():
     assert not _methods("window.concatenate=false")[0].window.concatenate
     assert _methods("network.multipliers=[1,2]")[0].network.multipliers == (1, 2)
     assert _methods("sampling.clamp=null")[0].sampling.clamp is None
@@ -65,7 +65,7 @@ def test_json_values():
         ("loss.mode=off", "does not go with mode 'off'"),
     ],
 )
-def test_refuses_in_words(text, words):
+def test_invalid_variations_are_refused(text, words):
     with pytest.raises(VariationError) as error:
         vary(PPDM, text)
     assert words in str(error.value)
@@ -83,7 +83,7 @@ def test_a_repeated_alternative_counts_once_with_a_warning():
 
 
 @pytest.mark.parametrize("start", METHODS.values(), ids=METHODS)
-def test_a_difference_leads_from_one_method_to_another(start):
+def test_applying_the_difference_gives_the_other_method(start):
     for method in METHODS.values():
         there = difference(method, start)
         assert replace(with_assignments(start, there), name=method.name) == method

@@ -1,4 +1,4 @@
-"""The adversarial loss, its discriminator, and how the one training loop trains both."""
+"""The adversarial loss, its discriminator, and the training of network and discriminator in one loop."""
 
 from dataclasses import replace
 
@@ -46,8 +46,8 @@ def assert_all_close(got: list[Tensor], wanted: list[Tensor]) -> None:
 # --- the loss
 
 
-def test_the_loss_is_that_of_pix2pix_and_each_part_reaches_its_own_network() -> None:
-    """Against two backward passes with PyTorch's cross-entropy, each for the weights of one network."""
+def test_the_loss_equals_pix2pix_and_each_part_trains_only_its_own_network() -> None:
+    """The reference is two backward passes with PyTorch's cross-entropy, each for the weights of one network."""
     network, discriminator = GAN.build(), GAN.build_discriminator()
     assert discriminator is not None
     source, target = volumes(2, 1, 8, 8, 8), volumes(2, 1, 8, 8, 8, seed=1)
@@ -74,8 +74,8 @@ def test_the_loss_is_that_of_pix2pix_and_each_part_reaches_its_own_network() -> 
     assert_all_close(got[1], gradients(discriminator))
 
 
-def test_without_a_discriminator_the_loss_is_the_reconstruction() -> None:
-    """So that validation, which has none, is of the same loss as without the adversarial term."""
+def test_without_a_discriminator_the_loss_is_the_reconstruction_loss() -> None:
+    """Validation has no discriminator, so its loss is the same as without the adversarial term."""
     network, source, target = GAN.build(), volumes(2, 1, 8, 8, 8), volumes(2, 1, 8, 8, 8, seed=1)
     torch.testing.assert_close(
         training_loss(GAN, network, source, target), training_loss(PLAIN, network, source, target), rtol=0, atol=0
@@ -93,7 +93,7 @@ def test_without_a_discriminator_the_loss_is_the_reconstruction() -> None:
     ],
     ids=["sources", "slices", "sparse", "wavelet"],
 )
-def test_other_methods_may_be_adversarial_too(method: Method) -> None:
+def test_the_adversarial_loss_works_with_other_methods(method: Method) -> None:
     network, discriminator = method.build(), method.build_discriminator()
     assert discriminator is not None
     source, target = volumes(2, len(method.sources), 5, 7, 6), volumes(2, 1, 5, 7, 6, seed=1)
@@ -127,7 +127,7 @@ def test_a_learned_representation_is_refused() -> None:
         replace(GAN, representation=Autoencoder())
 
 
-def test_files_of_before_are_read_and_files_say_what_differs() -> None:
+def test_adversarial_options_are_stored_only_if_they_are_used() -> None:
     assert "adversarial" not in PLAIN.to_dict()["loss"]
     assert GAN.to_dict()["loss"] == {"p": 1, "gradient": 0.0, "mode": "off", "adversarial": 0.01} | {
         "discriminator_width": GAN.loss.discriminator_width
@@ -138,8 +138,8 @@ def test_files_of_before_are_read_and_files_say_what_differs() -> None:
 # --- the discriminator
 
 
-def test_a_logit_sees_63_voxels() -> None:
-    """Without normalisation, whose statistics are of the whole volume."""
+def test_a_logit_has_a_receptive_field_of_63_voxels() -> None:
+    """The test removes normalisation, because its statistics come from the whole volume."""
     network = PatchDiscriminator(2, UNetOptions(width=1, multipliers=(1, 1, 1, 1)))
     for index, layer in enumerate(network.discriminator):
         if isinstance(layer, nn.GroupNorm):
@@ -163,7 +163,7 @@ def test_all_layers_but_the_first_and_the_last_are_normalised(width: int) -> Non
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_it_judges_any_size_in_the_networks_precision(precision: str) -> None:
+def test_the_discriminator_takes_any_size_and_uses_the_networks_precision(precision: str) -> None:
     discriminator = GAN.with_network(precision=precision).build_discriminator(channels=2)
     assert discriminator is not None
     logits = discriminator(volumes(2, 2, 1, 5, 17), volumes(2, 2, 1, 5, 17))
@@ -176,11 +176,11 @@ def test_it_judges_any_size_in_the_networks_precision(precision: str) -> None:
 # --- training
 
 
-def test_both_are_trained_and_the_result_is_the_network_alone() -> None:
+def test_both_networks_are_trained_and_only_the_generator_is_returned() -> None:
     training = Training.start(GAN)
     plain = Training.start(PLAIN)
     assert training.discriminator is not None
-    assert same(training.network, plain.network)  # the first weights do not depend on the loss
+    assert same(training.network, plain.network)  # the initial weights do not depend on the loss
     before = [one.clone() for one in training.discriminator.parameters()]
     training.step(volumes(2, 1, 8, 8, 8), volumes(2, 1, 8, 8, 8, seed=1), 1e-3)
     after = list(training.discriminator.parameters())
@@ -190,8 +190,8 @@ def test_both_are_trained_and_the_result_is_the_network_alone() -> None:
     assert not same(network, fit(PLAIN, PAIRS, **OPTIONS))
 
 
-def test_each_gradient_is_clipped_by_itself() -> None:
-    """A discriminator with large gradients does not take the network's step away."""
+def test_the_gradients_of_each_network_are_clipped_separately() -> None:
+    """Large gradients of the discriminator do not shrink the step of the other network."""
     training = Training.start(replace(GAN, optimisation=replace(GAN.optimisation, clip=0.5)))
     for module, value in zip(training.trained_modules, (1e-3, 10.0), strict=True):
         for parameter in module.parameters():
@@ -211,7 +211,7 @@ def test_each_gradient_is_clipped_by_itself() -> None:
     assert float(norm) == pytest.approx((norms[0] ** 2 + norms[1] ** 2) ** 0.5, rel=1e-3)
 
 
-def test_a_resumed_training_ends_as_if_nothing_had_interrupted_it(tmp_path) -> None:
+def test_a_resumed_training_gives_the_same_weights_and_state(tmp_path) -> None:
     class Died(Exception):
         pass
 
@@ -236,7 +236,7 @@ def test_a_resumed_training_ends_as_if_nothing_had_interrupted_it(tmp_path) -> N
     assert all(torch.equal(got[name], wanted[name]) for name in wanted)
 
 
-def test_a_state_without_the_discriminator_is_refused() -> None:
+def test_a_state_with_a_missing_or_unexpected_discriminator_is_refused() -> None:
     training, plain = Training.start(GAN), Training.start(PLAIN)
     with pytest.raises(ValueError, match=r"discriminator\.0\.weight of shape .* is not in it"):
         training.restore(plain.tensors(), 1)
@@ -244,7 +244,7 @@ def test_a_state_without_the_discriminator_is_refused() -> None:
         plain.restore(training.tensors(), 1)
 
 
-def test_a_weight_of_the_discriminator_that_is_not_finite_is_noticed() -> None:
+def test_a_discriminator_weight_that_is_not_finite_is_detected() -> None:
     training = Training.start(GAN)
     assert training.discriminator is not None
     assert training.is_finite()
@@ -253,12 +253,16 @@ def test_a_weight_of_the_discriminator_that_is_not_finite_is_noticed() -> None:
 
 
 @pytest.mark.slow
-def test_operations_of_a_step_include_the_discriminators() -> None:
-    """Three evaluations, one gradient of an input, and two of weights and of all layers' inputs but the first one's."""
+def test_the_flops_of_a_training_step_include_the_discriminator() -> None:
+    """The discriminator adds three forward passes and three backward passes.
+
+    One backward pass computes the gradients of all layers' inputs. The other two compute those of all weights and of
+    all layers' inputs but the first one's.
+    """
     discriminator = GAN.build_discriminator()
     assert discriminator is not None
     weights = [layer.weight for layer in discriminator.discriminator if isinstance(layer, Convolution)]
-    voxels = [8**3, 4**3, 2**3, 1, 1]  # of each layer's output
+    voxels = [8**3, 4**3, 2**3, 1, 1]  # in each layer's output
     once = [2 * weight.numel() * number for weight, number in zip(weights, voxels, strict=True)]
     counts = (step_flops(method, (16, 16, 16), 1) for method in (GAN, PLAIN))
     assert next(counts) - next(counts) == 8 * sum(once) - 2 * once[0]

@@ -1,4 +1,4 @@
-"""Arrays of any strides, byte order and type, in writable or read-only memory, give the values of plain ones."""
+"""Arrays of any strides, byte order and type, in writable or read-only memory, give the results of plain arrays."""
 
 import warnings
 
@@ -60,7 +60,7 @@ def array(request):
 @pytest.fixture(autouse=True)
 def no_warning():
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # torch warns where it shares read-only memory
+        warnings.simplefilter("error")  # torch warns when it shares read-only memory
         yield
 
 
@@ -69,7 +69,7 @@ def trained(scaling=None):
     return Trained(method, network(method).eval(), scaling or PercentileScaling(Range(0, 10)), (1, 1, 1), 1, 0, 1)
 
 
-def test_a_volume_is_plain(array, tmp_path):
+def test_a_volume_from_any_array_is_contiguous_and_shares_no_memory(array, tmp_path):
     volume = Volume.from_array(array)
     assert np.array_equal(volume.data, PLAIN)
     assert volume.data.flags.c_contiguous
@@ -81,7 +81,7 @@ def test_a_volume_is_plain(array, tmp_path):
 
 
 @pytest.mark.parametrize("axis", range(3))
-def test_a_reversed_axis_of_length_1_is_plain(axis):
+def test_a_reversed_axis_of_length_1_is_accepted(axis):
     line = np.moveaxis(PLAIN[:1], 0, axis)
     backwards = np.flip(np.flip(line, axis).copy(), axis)
     assert min(backwards.strides) < 0
@@ -90,7 +90,7 @@ def test_a_reversed_axis_of_length_1_is_plain(axis):
 
 
 @pytest.mark.parametrize("name", ["negative strides", "Fortran order", "read-only"])
-def test_a_volume_with_a_header_is_plain_too(name):
+def test_a_volume_with_a_header_takes_any_array(name):
     like = Volume.from_array(PLAIN)
     volume = Volume(LAYOUTS[name](PLAIN), like.header)
     assert torch.equal(torch.from_numpy(volume.data), torch.from_numpy(PLAIN))
@@ -117,13 +117,13 @@ def test_translation_takes_any_array(array, scaling):
 
 
 @pytest.mark.parametrize("source", [PLAIN, torch.from_numpy(PLAIN)])
-def test_translation_leaves_its_source_as_it_was(source):
+def test_translation_does_not_change_its_source(source):
     before = torch.as_tensor(source).clone()
     translate_volume(trained(), source)
     assert torch.equal(torch.as_tensor(source), before)
 
 
-def test_a_tensor_that_belongs_to_a_graph_is_translated():
+def test_a_tensor_that_requires_grad_is_translated_without_a_graph():
     source = torch.from_numpy(PLAIN).requires_grad_()
     assert not translate_volume(trained(), source).requires_grad
 
@@ -152,7 +152,7 @@ TWO = {
 
 
 @pytest.mark.parametrize("metric", TWO.values(), ids=TWO)
-def test_metrics_refuse_arrays_and_their_advice_works_for_all(metric, array):
+def test_metrics_refuse_arrays_and_the_suggested_conversion_works(metric, array):
     target = torch.ones(SHAPE)
     with pytest.raises(MetricError, match=r"torch\.from_numpy\(x\.astype\('f4', order='C'\)\)"):
         metric(array, target)
@@ -170,7 +170,7 @@ def test_metrics_refuse_arrays_and_their_advice_works_for_all(metric, array):
         lambda x: training_loss(tiny(PPDM), network(tiny(PPDM)), x, x),
     ],
 )
-def test_functions_of_tensors_refuse_arrays_in_words(call, array):
+def test_tensor_functions_refuse_arrays_and_suggest_a_conversion(call, array):
     with pytest.raises(
         TypeError, match=r"must be a torch tensor, got ndarray; convert an array x with torch\.from_numpy"
     ):
@@ -178,7 +178,7 @@ def test_functions_of_tensors_refuse_arrays_in_words(call, array):
 
 
 def spread(x):
-    """The same values in other memory: axes moved, gaps between voxels, storage with an offset."""
+    """Return a view with the same values and permuted axes, gaps between voxels, and a storage offset."""
     wide = x.new_zeros(*[2 * size + 1 for size in x.shape]).permute(4, 3, 2, 1, 0).contiguous().permute(4, 3, 2, 1, 0)
     view = wide[tuple(slice(1, 2 * size + 1, 2) for size in x.shape)]
     view.copy_(x)

@@ -21,7 +21,7 @@ def trained(seed=0, method=TINY, scaling=None, **fields):
     torch.manual_seed(seed)
     network = method.build()
     with torch.no_grad():
-        for parameter in network.parameters():  # the head too, which starts at zero
+        for parameter in network.parameters():  # including the head, which starts at zero
             parameter.normal_()
     scaling = scaling or PercentileScaling(Range(-3.5, 812.25))
     return Trained(method, network, scaling, **({"spacing": (1.0, 0.5, 2.0), "steps": 7, "seed": 3} | fields))
@@ -42,7 +42,7 @@ def edit(run: Path, **changes):
 
 @pytest.mark.parametrize("scaling", [PercentileScaling(Range(0.1, 7.3)), SUVScaling(), SUVScaling(False, 15.0)])
 @pytest.mark.parametrize("method", [TINY, TINY.with_factor((1, 2, 2)).with_network(precision="bf16")])
-def test_round_trip_is_bit_exact(tmp_path, method, scaling):
+def test_a_saved_checkpoint_is_loaded_bit_for_bit(tmp_path, method, scaling):
     before = trained(method=method, scaling=scaling)
     place = save(tmp_path / "deep" / "run", before)
     for path in (place.parent, place):
@@ -62,7 +62,7 @@ def test_a_loaded_network_computes_what_the_saved_one_did(run):
         assert torch.equal(load(run).network(x, t), trained().network(x, t))
 
 
-def test_loading_leaves_the_global_generator_alone(run):
+def test_loading_does_not_change_the_global_generator(run):
     torch.manual_seed(1)
     wanted = torch.rand(3)
     torch.manual_seed(1)
@@ -70,7 +70,7 @@ def test_loading_leaves_the_global_generator_alone(run):
     assert torch.equal(torch.rand(3), wanted)
 
 
-def test_description_is_json_that_names_its_versions(run):
+def test_the_description_is_json_with_schema_versions_method_and_scaling(run):
     content = json.loads((run / "model.json").read_text())
     assert content["schema"] == 1
     assert content["versions"]["torch"] == torch.__version__
@@ -86,7 +86,7 @@ def test_description_is_json_that_names_its_versions(run):
         ("run/model.json", "is not a .safetensors file"),
     ],
 )
-def test_refuses_a_place_without_a_checkpoint(run, path, sentence):
+def test_refuses_a_path_without_a_checkpoint(run, path, sentence):
     with pytest.raises(CheckpointError, match=sentence):
         load(run.parent / path)
 
@@ -105,7 +105,7 @@ def test_refuses_truncated_weights(run, keep):
         load(run)
 
 
-def test_every_flipped_byte_is_found(run):
+def test_a_flipped_bit_in_the_weights_is_detected(run):
     path = run / "model.safetensors"
     sound = path.read_bytes()
     rng = np.random.default_rng(0)
@@ -126,7 +126,7 @@ class Bomb:
 
 
 @pytest.mark.parametrize("dump", [lambda o: pickle.dumps(o), lambda o: pickle.dumps({"weight": o}, protocol=0)])
-def test_a_pickle_is_inert_and_refused(run, dump):
+def test_a_pickle_is_refused_and_not_executed(run, dump):
     victim = run / "exploded"
     (run / "model.safetensors").write_bytes(dump(Bomb(victim)))
     with pytest.raises(CheckpointError, match="never read, since they can hold code"):
@@ -154,7 +154,7 @@ def test_refuses_an_unknown_schema(run, text):
         load(run)
 
 
-def test_refuses_other_fields(run):
+def test_refuses_unknown_fields(run):
     edit(run, note="mine")
     with pytest.raises(CheckpointError, match=r"model\.json has the fields .*'note'"):
         load(run)
@@ -167,7 +167,7 @@ def test_refuses_weights_of_another_run(run):
         load(run)
 
 
-def test_an_interruption_between_the_two_files_is_found(run, monkeypatch):
+def test_an_interruption_between_the_two_files_is_detected(run, monkeypatch):
     real, moved = os.replace, []
 
     def fails_at_second(source, target):
@@ -180,7 +180,7 @@ def test_an_interruption_between_the_two_files_is_found(run, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         save(run, trained(seed=1))
     assert moved == [run / "model.safetensors"]
-    assert sorted(os.listdir(run)) == ["model.json", "model.safetensors"]  # nothing is left beside them
+    assert sorted(os.listdir(run)) == ["model.json", "model.safetensors"]  # no temporary file is left
     with pytest.raises(CheckpointError, match="interrupted while saving"):
         load(run)
 
@@ -197,7 +197,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(run, monkeypatch):
     assert {f.name: f.read_bytes() for f in run.iterdir()} == before
 
 
-def test_refuses_a_folder_that_is_a_file(tmp_path):
+def test_refuses_to_save_over_a_file(tmp_path):
     (tmp_path / "run").write_text("mine")
     with pytest.raises(CheckpointError, match="run cannot be written"):
         save(tmp_path / "run", trained())
@@ -269,13 +269,13 @@ def test_refuses_weights_of_another_network(run, change, sentence):
         ({"seed": None}, "seed must be an integer"),
     ],
 )
-def test_refuses_a_description_that_says_something_impossible(run, changes, sentence):
+def test_refuses_a_description_with_impossible_values(run, changes, sentence):
     edit(run, **changes)
     with pytest.raises(CheckpointError, match=rf"model\.json does not describe model\.safetensors: (?s:.)*{sentence}"):
         load(run)
 
 
-def test_refuses_to_save_a_method_that_could_not_be_found_again(tmp_path):
+def test_refuses_to_save_a_method_that_could_not_be_loaded_again(tmp_path):
     class Mine(type(TINY.window)):
         pass
 
@@ -284,7 +284,7 @@ def test_refuses_to_save_a_method_that_could_not_be_found_again(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_percentile_scaling_takes_the_sources_own_percentiles_and_the_stored_range():
+def test_percentile_scaling_uses_the_sources_percentiles_and_the_stored_target_range():
     scan = np.linspace(-50, 950, 1001, dtype=np.float32)
     source, target = PercentileScaling(Range(0, 10), low=10, high=90).scales(scan)
     assert (source, target) == (Range(50.0, 850.0), Range(0, 10))
@@ -292,7 +292,7 @@ def test_percentile_scaling_takes_the_sources_own_percentiles_and_the_stored_ran
         PercentileScaling(Range(0, 10)).scales(scan, suv_factor=1.0)
 
 
-def test_suv_scaling_needs_a_factor_only_where_files_do_not_hold_suv():
+def test_suv_scaling_needs_a_factor_only_if_files_do_not_contain_suv():
     scan = np.zeros((2, 2, 2), np.float32)
     assert SUVScaling().scales(scan) == (LogSUV(1.0), LogSUV(1.0))
     assert SUVScaling(False, 10.0).scales(scan, 0.5) == (LogSUV(0.5, 10.0), LogSUV(0.5, 10.0))
@@ -302,6 +302,6 @@ def test_suv_scaling_needs_a_factor_only_where_files_do_not_hold_suv():
         SUVScaling().scales(scan, 0.0)
 
 
-def test_safetensors_hold_nothing_but_the_averaged_weights(run):
+def test_the_weights_file_has_as_many_values_as_the_network_has_parameters(run):
     tensors = safetensors.torch.load_file(run / "model.safetensors")
     assert sum(t.numel() for t in tensors.values()) == sum(p.numel() for p in trained().network.parameters())

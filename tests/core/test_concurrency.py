@@ -1,4 +1,4 @@
-"""Several processes at once: sweeps in one folder, a reader of what is being written."""
+"""Several processes at once: sweeps in one folder, generation of one data set, and readers during writes."""
 
 import os
 import subprocess
@@ -22,7 +22,7 @@ def python(*words: str, **options) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, *words], env=env, stdin=subprocess.PIPE, **options)
 
 
-def test_three_sweeps_that_begin_at_once_measure_every_row_once(tmp_path):
+def test_three_sweeps_started_at_once_measure_every_row_once(tmp_path):
     words = [
         str(Path(__file__).parents[1].joinpath("sweeping.py")),
         str(tmp_path / "new" / "out"),
@@ -38,7 +38,7 @@ def test_three_sweeps_that_begin_at_once_measure_every_row_once(tmp_path):
     assert all(line == "" or "another command is running" in line for line in said)
 
 
-# A set whose subjects take no time to compute; what is tested is who makes them.
+# The subjects of this set need no computation: the test checks which process makes them.
 MAKE = """
 import sys, time
 from pathlib import Path
@@ -58,7 +58,7 @@ generation.cached_set(find_task("mri-t1t2").recipe(), 8, jobs=1)
 
 
 @pytest.mark.parametrize("killed", [False, True])
-def test_of_two_generations_of_one_key_the_second_makes_what_the_first_did_not(tmp_path, killed):
+def test_a_second_generation_of_the_same_set_makes_only_the_missing_subjects(tmp_path, killed):
     one = python("-c", MAKE, str(tmp_path), stdout=subprocess.PIPE, text=True)
     first = one.stdout.readline()
     other = python("-c", MAKE, str(tmp_path), stdout=subprocess.PIPE, text=True)
@@ -73,7 +73,7 @@ def test_of_two_generations_of_one_key_the_second_makes_what_the_first_did_not(t
     assert {entry.name for entry in folder.iterdir()} == names
 
 
-# Rows of many pages, several an append, so that a reader has a chance to see a part of them.
+# Each row spans many memory pages and each append has several rows, so that a reader may see only a part of them.
 APPEND = """
 import sys
 from ppdm_bench.records import Record, RecordFile
@@ -84,7 +84,7 @@ for number in range(0, 90, 3):
 """  # noqa: E501
 
 
-def test_a_reader_during_a_write_sees_whole_records_and_never_fewer_than_before(tmp_path):
+def test_a_reader_during_writes_sees_whole_records_and_never_fewer_than_before(tmp_path):
     path = tmp_path / "records.jsonl"
     seen = [0]
     with python("-c", APPEND, str(path), text=True) as writer, warnings.catch_warnings(record=True) as told:
@@ -98,7 +98,7 @@ def test_a_reader_during_a_write_sees_whole_records_and_never_fewer_than_before(
     assert writer.returncode == 0
     assert seen == sorted(seen)
     assert len(set(seen)) > 3, "the reader did not read while it was written"
-    assert {warning.category for warning in told} <= {RecordWarning}  # of the row that was being written alone
+    assert {warning.category for warning in told} <= {RecordWarning}  # only about the row that is being written
     assert all("1 unreadable line" in str(warning.message) for warning in told)
     assert [record.value for record in RecordFile(path).read()] == list(range(90))
 
@@ -117,7 +117,7 @@ for number in range(60):
 
 
 @pytest.mark.parametrize("how", ["replace_file", "write_together"])
-def test_a_reader_of_a_file_that_two_processes_replace_sees_it_whole(tmp_path, how):
+def test_a_reader_sees_whole_content_while_two_processes_replace_the_file(tmp_path, how):
     path = tmp_path / "file"
     replace_file(path, b"A" * 200_000) if how == "replace_file" else write_together({path: b"A" * 200_000})
     seen = set()

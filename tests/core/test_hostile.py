@@ -1,6 +1,6 @@
-"""Input that others have made: a fixed set of spoilt files and words, and every defect that was ever found in them.
+"""Untrusted input: a fixed set of damaged files and arguments, and every defect that such input has revealed.
 
-``benchmarks/harness/fuzz.py`` tries many more; its record is ``results/harness/fuzz.md``.
+``benchmarks/harness/fuzz.py`` tests many more inputs; its results are in ``results/harness/fuzz.md``.
 """
 
 import gzip
@@ -48,7 +48,7 @@ CASES = {"training": 6, "command": 8, "report": 8, "checkpoint": 25, "translatio
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", [TARGETS[name] for name in TARGETS if name != "figures"], ids=lambda t: t.name)
-def test_spoilt_input_ends_in_a_result_or_a_refusal_in_words(target):
+def test_damaged_input_gives_a_result_or_a_refusal_with_a_message(target):
     numbers = range(CASES.get(target.name, 60))
     found = {number: (outcome, said) for number, outcome, said, _ in try_target(target, 1, numbers)}
     assert {number: said for number, (outcome, said) in found.items() if outcome == DEFECT} == {}
@@ -57,32 +57,32 @@ def test_spoilt_input_ends_in_a_result_or_a_refusal_in_words(target):
     assert outcomes & ({RESULT} if target.name in ("pair", "training", "records") else {REFUSAL})
 
 
-# The watch itself: what it must not miss
+# The fuzzing harness itself: defects that it must detect
 
 
 def watched(attack, tmp_path):
     return attempt(Target("canary", "", 1, lambda folder: None, attack), None, tmp_path, None)
 
 
-def test_an_error_that_nobody_put_in_words_is_a_defect(tmp_path):
+def test_an_unhandled_exception_is_a_defect(tmp_path):
     outcome, said = watched(lambda *_: {}["x"], tmp_path)
     assert outcome == DEFECT
     assert said.startswith("KeyError")
 
 
-def test_words_of_others_are_no_refusal(tmp_path):
+def test_an_error_raised_by_a_library_is_a_defect_and_our_own_is_a_refusal(tmp_path):
     assert watched(lambda *_: int("x"), tmp_path)[0] == DEFECT
     assert watched(lambda *_: json.loads("{"), tmp_path)[0] == DEFECT
     assert watched(lambda *_: read_factor("x"), tmp_path) == (REFUSAL, "ValueError")
 
 
-def test_an_allocation_beyond_what_is_allowed_is_a_defect(tmp_path):
+def test_an_allocation_above_the_limit_is_a_defect(tmp_path):
     outcome, said = watched(lambda *_: bytes(2 * fuzz.ROOM), tmp_path)
     assert (outcome, said[:11]) == (DEFECT, "MemoryError")
     assert watched(lambda *_: bytes(1 << 20), tmp_path)[0] == RESULT
 
 
-def test_what_does_not_end_is_a_defect(tmp_path, monkeypatch):
+def test_exceeding_the_time_limit_is_a_defect(tmp_path, monkeypatch):
     monkeypatch.setattr(fuzz, "SECONDS", 0.05)
     assert watched(lambda *_: time.sleep(5), tmp_path) == (DEFECT, "no end within 0.05 s")
 
@@ -95,7 +95,7 @@ def test_a_pickle_that_is_loaded_is_a_defect():
     assert [case[1:3] for case in try_target(target, 0, range(1))] == [(DEFECT, "a pickle was loaded")]
 
 
-# Pickles, wherever state is read
+# Pickles in place of every file that is read
 
 
 def _snapshot_of(content: bytes) -> bytes:
@@ -116,7 +116,7 @@ READERS = (
     ("scan.nii.gz", read_volume),
 )
 WRAPS = {"as it is": bytes, "gzip": gzip.compress, "zip": _snapshot_of}
-# All pairs of reader and pickle, of reader and wrap, and of wrap and pickle.
+# The cases cover all pairs of reader and pickle, of reader and wrap, and of wrap and pickle.
 PAIRS = [
     pytest.param(name, read, wrap, number, id=f"{name}, {number} {how}")
     for place, (name, read) in enumerate(READERS)
@@ -126,10 +126,10 @@ PAIRS = [
 
 
 @pytest.mark.parametrize(("name", "read", "wrap", "number"), PAIRS)
-def test_a_pickle_is_refused_and_does_nothing(tmp_path, name, read, wrap, number):
+def test_a_pickle_is_refused_and_not_executed(tmp_path, name, read, wrap, number):
     content = wrap(pickles(tmp_path / MARK)[number])
     path = tmp_path / name
-    if name.startswith("state"):  # whoever means harm writes both files, with the digest that belongs to them
+    if name.startswith("state"):  # an attacker would write both files, with a matching digest
         about = {"schema": 1, "report": {}, "log_bytes": 0}
         digest = hashlib.sha256(content + json.dumps(about, sort_keys=True).encode()).hexdigest()
         path.with_suffix(".safetensors").write_bytes(content)
@@ -144,7 +144,7 @@ def test_a_pickle_is_refused_and_does_nothing(tmp_path, name, read, wrap, number
 
 @pytest.mark.parametrize("number", range(6))
 @pytest.mark.parametrize("name", ["records.jsonl", "records.jsonl.gz"])
-def test_a_pickle_among_records_is_left_out_or_refused_and_does_nothing(tmp_path, name, number):
+def test_a_pickle_in_a_record_file_is_skipped_with_a_warning_and_not_executed(tmp_path, name, number):
     content = pickles(tmp_path / MARK)[number]
     (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
     with pytest.warns(RecordWarning, match="unreadable"):
@@ -152,7 +152,7 @@ def test_a_pickle_among_records_is_left_out_or_refused_and_does_nothing(tmp_path
     assert not (tmp_path / MARK).exists()
 
 
-def test_the_pickles_do_leave_a_mark_where_they_are_loaded(tmp_path):
+def test_the_pickles_leave_a_mark_if_they_are_executed(tmp_path):
     call, arguments = Payload(tmp_path / MARK).__reduce__()
     call(*arguments).close()
     assert (tmp_path / MARK).exists()
@@ -161,7 +161,7 @@ def test_the_pickles_do_leave_a_mark_where_they_are_loaded(tmp_path):
 # Memory
 
 
-def test_a_compressed_file_of_records_does_not_expand_without_end(tmp_path):
+def test_the_expansion_of_a_compressed_record_file_is_limited(tmp_path):
     path = tmp_path / "records.jsonl.gz"
     path.write_bytes(gzip_bomb())
     with fuzz.limited_memory(), pytest.raises(RecordError, match="expands to more than 64 MiB"):
@@ -169,7 +169,7 @@ def test_a_compressed_file_of_records_does_not_expand_without_end(tmp_path):
 
 
 @pytest.mark.parametrize("shape", [(10**12,), (1 << 33, 2), (10**6, 10**6)])
-def test_an_array_of_picture_data_is_not_allocated_before_it_is_there(tmp_path, shape):
+def test_a_snapshot_with_a_huge_announced_shape_is_refused_without_allocation(tmp_path, shape):
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
     (tmp_path / "snapshot.npz").write_bytes(_snapshot_of(header.getvalue() + b"{}"))
@@ -179,7 +179,7 @@ def test_an_array_of_picture_data_is_not_allocated_before_it_is_there(tmp_path, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("claimed", [BOMB + 128, 4096])
-def test_a_member_of_picture_data_is_not_expanded_beyond_what_may_be(tmp_path, claimed):
+def test_the_expansion_of_a_compressed_snapshot_is_limited(tmp_path, claimed):
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (BOMB,)})
     archive = io.BytesIO()
@@ -195,7 +195,7 @@ def test_a_member_of_picture_data_is_not_expanded_beyond_what_may_be(tmp_path, c
 @pytest.mark.parametrize(
     "content", [b"[]", b"3", DEEP.encode(), b'{"views": [{"spectra": 1000000000000}]}', b"\x80\x04."]
 )
-def test_picture_data_of_another_kind_is_refused(tmp_path, content):
+def test_a_snapshot_with_invalid_content_is_refused(tmp_path, content):
     array = io.BytesIO()
     np.save(array, np.frombuffer(content, np.uint8))
     for spoilt in (_snapshot_of(array.getvalue()), _snapshot_of(content), _snapshot_of(array.getvalue())[:-30]):
@@ -204,7 +204,7 @@ def test_picture_data_of_another_kind_is_refused(tmp_path, content):
             read_snapshot(tmp_path / "snapshot.npz")
 
 
-def test_a_scan_does_not_expand_beyond_what_it_announces(tmp_path):
+def test_a_compressed_scan_is_expanded_only_to_the_size_in_its_header(tmp_path):
     path, volume = tmp_path / "scan.nii.gz", Volume.from_array(np.ones((4, 5, 6), np.float32))
     write_volume(path, volume.data, volume)
     path.write_bytes(path.read_bytes() + gzip_bomb())
@@ -226,7 +226,7 @@ def test_a_scan_does_not_expand_beyond_what_it_announces(tmp_path):
         (read_factor, "9" * 5000),
     ],
 )
-def test_a_number_of_any_length_is_refused_in_words(read, text):
+def test_an_extremely_long_number_is_refused_with_a_message(read, text):
     with pytest.raises(ValueError, match=r"^expected .* got"):
         read(text)
 
@@ -244,7 +244,7 @@ def test_a_number_of_any_length_is_refused_in_words(read, text):
         {"representation": {"latent_channels": 10**12}},
     ],
 )
-def test_a_description_of_a_network_that_takes_hours_to_build_is_refused_at_once(change):
+def test_a_network_that_would_take_hours_to_build_is_refused_within_seconds(change):
     learned = "latent_channels" in change.get("representation", {})
     method = Configuration("latent" if learned else "ppdm", (8, 8, 8)).resolve()
     content = method.to_dict()
@@ -257,12 +257,12 @@ def test_a_description_of_a_network_that_takes_hours_to_build_is_refused_at_once
 
 
 @pytest.mark.parametrize("channels", [-1, 0, 10**12, 1.0, True])
-def test_channels_that_there_cannot_be_are_refused(channels):
+def test_an_invalid_number_of_channels_is_refused(channels):
     with pytest.raises(ValueError, match="channels must be an integer from 1 to 65536"):
         assemble(PPDM.with_network(width=8), channels, {})
 
 
-def test_a_voxel_size_that_no_float_can_stand_for_is_refused():
+def test_a_voxel_size_that_exceeds_the_float_range_is_refused():
     network = PPDM.with_network(width=8, multipliers=(1,)).build()
     Trained(PPDM, network, SUVScaling(), (1, 1, 10**300), 1, 0)
     with pytest.raises(ValueError, match="three positive numbers of mm"):
@@ -270,7 +270,7 @@ def test_a_voxel_size_that_no_float_can_stand_for_is_refused():
 
 
 @pytest.mark.slow
-def test_the_largest_network_that_can_be_described_is_refused_in_seconds():
+def test_missing_weights_of_the_largest_network_are_refused_within_seconds():
     method = PPDM.with_network(width=8, multipliers=(1,) * 16, residual_blocks=32)
     began = time.process_time()
     with pytest.raises(ValueError, match="is missing"):
@@ -278,20 +278,20 @@ def test_the_largest_network_that_can_be_described_is_refused_in_seconds():
     assert time.process_time() - began < 10
 
 
-def test_a_record_holds_no_number_that_a_float_cannot_stand_for():
+def test_a_record_value_that_exceeds_the_float_range_is_refused():
     line = Record(metric="a", value=1, kind="measured").to_json()
     with pytest.raises(RecordError, match="finite number"):
         Record.from_json(line.replace('"value": 1,', f'"value": 1{"0" * 400},'))
 
 
 @pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
-def test_a_record_that_could_not_be_written_again_is_not_read(number):
+def test_a_record_with_an_option_that_is_not_finite_is_refused(number):
     line = Record(metric="a", value=1, kind="measured").to_json()
     with pytest.raises(RecordError, match="not a finite number"):
         Record.from_json(line.replace('"options": {}', f'"options": {{"a": {number}}}'))
 
 
-def test_what_has_no_end_is_not_read():
+def test_a_device_is_refused_where_a_file_is_expected():
     with pytest.raises(RecordError, match="it is a device; name a file"):
         RecordFile("/dev/zero").read()
     with pytest.raises(ConstantsError, match="it is not a file"):
@@ -299,7 +299,7 @@ def test_what_has_no_end_is_not_read():
 
 
 @pytest.mark.parametrize("options", [{"training": {"seed": [1]}}, {"training": {"seed": {}}}, {"convention": "x"}])
-def test_figures_of_records_whose_options_say_something_else_are_refused_in_words(tmp_path, options):
+def test_figures_of_records_with_altered_options_are_refused_with_a_message(tmp_path, options):
     rows = [
         json.loads(record.to_json())
         for record in (*scores(METHODS["ppdm"], "pet-denoise", [30, 31]), peak(METHODS["ppdm"], 32, 1 << 20))
@@ -310,7 +310,7 @@ def test_figures_of_records_whose_options_say_something_else_are_refused_in_word
     assert "its file was altered, or another version wrote it" in said
 
 
-def test_a_time_limit_that_is_none_does_not_stand():
+def test_a_timeout_record_with_an_invalid_time_limit_is_not_final():
     common = {"config_id": "c", "env": {"dirty": False}, "options": {"timeout": "long"}, "kind": "measured"}
     record = Record(metric="peak_allocated", status="timeout", reason="so it is", **common)
     assert not Sweep("none", 60, [record])._is_final([record])
@@ -319,7 +319,7 @@ def test_a_time_limit_that_is_none_does_not_stand():
 # JSON
 
 
-def test_json_that_is_nested_without_end_is_refused(tmp_path):
+def test_deeply_nested_json_is_refused(tmp_path):
     (tmp_path / "constants.json").write_text(DEEP)
     with pytest.raises(ConstantsError, match="contains no constants"):
         FittedConstants.read(tmp_path / "constants.json")
@@ -334,7 +334,7 @@ def test_json_that_is_nested_without_end_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("values", [{"workspace": -3.5}, {"gpu": 1}, {"residuals": "ab"}, {"context": "x"}])
-def test_constants_have_the_types_that_they_are_written_with(tmp_path, values):
+def test_constants_of_a_wrong_type_are_refused(tmp_path, values):
     sound = {"gpu": "H100", "torch": "2.9.0", "workspace": 1, "residuals": [1], "context": 2, "records": ["a"]}
     (tmp_path / "constants.json").write_text(json.dumps(sound))
     assert FittedConstants.read(tmp_path / "constants.json").workspace == 1
@@ -343,7 +343,7 @@ def test_constants_have_the_types_that_they_are_written_with(tmp_path, values):
         FittedConstants.read(tmp_path / "constants.json")
 
 
-def test_a_variation_of_nothing_is_refused():
+def test_an_empty_variation_is_refused():
     for text in ("+", "+,+", "kernel.gamma=1,+"):
         with pytest.raises(VariationError, match=r"expected name=value|must be"):
             vary(PPDM, text)
@@ -353,7 +353,7 @@ def test_a_variation_of_nothing_is_refused():
     ("report", "log_bytes"),
     [({}, "a"), ({}, -5), ({"step": 10**30}, 0), ({"step": "2"}, 0), ({"seconds": None}, 0), ({"share": []}, 0)],
 )
-def test_a_state_that_says_something_impossible_is_damaged_though_its_digest_is_right(tmp_path, report, log_bytes):
+def test_a_training_state_with_invalid_values_is_refused_despite_a_valid_digest(tmp_path, report, log_bytes):
     sound = {"step": 2, "share": 0.5, "loss": 1.0, "gradient_norm": 1.0, "learning_rate": 1e-4, "seconds": 1.0}
     sound |= {"validation_loss": None, "resumed": False, "stage": None, "peak_allocated": [5, 6]}
     place = tmp_path / "state-000002.safetensors"
@@ -384,7 +384,7 @@ def test_a_log_without_a_last_step_is_refused(tmp_path, content):
     assert last_step(tmp_path / "log.jsonl") == (2, 3.0, ())
 
 
-def test_nibabel_tells_nobody_of_what_it_mends(tmp_path, capfd, caplog):
+def test_messages_of_nibabel_about_repaired_headers_are_suppressed(tmp_path, capfd, caplog):
     path, volume = tmp_path / "scan.nii", Volume.from_array(np.ones((4, 5, 6), np.float32))
     write_volume(path, volume.data, volume)
     content = bytearray(path.read_bytes())
@@ -397,7 +397,7 @@ def test_nibabel_tells_nobody_of_what_it_mends(tmp_path, capfd, caplog):
 # Paths
 
 
-def test_a_path_leaves_the_folder_of_a_manifest_only_where_it_is_absolute(tmp_path):
+def test_a_relative_path_that_leaves_the_manifest_folder_is_refused(tmp_path):
     (tmp_path / "set").mkdir()
     for name in ("x.nii", "set/a.nii"):
         (tmp_path / name).touch()
@@ -424,5 +424,5 @@ def test_a_path_leaves_the_folder_of_a_manifest_only_where_it_is_absolute(tmp_pa
         ["ablate", "--task", "pet-joint", "--vary", f"kernel.gamma={DEEP[:3000]}"],
     ],
 )
-def test_words_that_were_not_foreseen_are_refused_in_a_sentence(tmp_path, words):
+def test_extreme_command_arguments_are_refused_with_a_message(tmp_path, words):
     refused(2, *words, "--out", tmp_path / "out")

@@ -1,8 +1,8 @@
-"""Kernels against closed forms: for scalar Gaussian data everything along a path is known exactly.
+"""Kernels against closed forms: for scalar Gaussian data, the whole path is known exactly.
 
 With x0 | y ~ N(m, v) and x_t = a·x0 + b·y + σ·ε, the best denoiser is
-E[x0 | x_t, y] = m + v·a/(a²v + σ²)·(x_t − a·m − b·y), and every step is affine in x_t, x0, y and its noise, so moments
-are carried along exactly and nothing is left to chance.
+E[x0 | x_t, y] = m + v·a/(a²v + σ²)·(x_t − a·m − b·y), and every step is affine in x_t, x0, y and its noise, so the
+tests compute moments exactly instead of estimating them from samples.
 """
 
 from collections.abc import Callable, Sequence
@@ -38,7 +38,7 @@ def indi(noise: float) -> Coefficients:
 
 
 def i2sb(low: float, high: float) -> Coefficients:
-    """arXiv 2302.05872, eq. 11, the integrals of β by quadrature."""
+    """arXiv 2302.05872, eq. 11; the integrals of β are computed by quadrature."""
 
     def beta(u: float) -> float:
         return (sqrt(low) + (sqrt(high) - sqrt(low)) * min(u, 1 - u)) ** 2
@@ -51,20 +51,20 @@ def i2sb(low: float, high: float) -> Coefficients:
 
 
 def nichol(t: float) -> tuple[float, float, float]:
-    """arXiv 2102.09672, eq. 17, s = 0.008; held where β would explode."""
+    """arXiv 2102.09672, eq. 17, s = 0.008; clipped where β would diverge."""
     f = cos((t + 0.008) / 1.008 * pi / 2) ** 2 / cos(0.008 / 1.008 * pi / 2) ** 2
     bar = max(f, 4e-5)
     return sqrt(bar), 0.0, sqrt(1 - bar)
 
 
 def ho(t: float) -> tuple[float, float, float]:
-    """The continuous time limit of arXiv 2006.11239 (arXiv 2011.13456, eq. 33), β from 0.1 to 20."""
+    """The continuous-time limit of arXiv 2006.11239 (arXiv 2011.13456, eq. 33), β from 0.1 to 20."""
     bar = np.exp(-quad(lambda u: 0.1 + u * 19.9, 0, t)[0])
     return sqrt(bar), 0.0, sqrt(1 - bar)
 
 
 def rombach(t: float) -> tuple[float, float, float]:
-    """The same limit of latent diffusion's schedule: √β at equal distances, β from 1.5 to 19.5."""
+    """The same limit of latent diffusion's schedule: √β is equally spaced, β from 1.5 to 19.5."""
     bar = np.exp(-quad(lambda u: (sqrt(1.5) + u * (sqrt(19.5) - sqrt(1.5))) ** 2, 0, t)[0])
     return sqrt(bar), 0.0, sqrt(1 - bar)
 
@@ -109,7 +109,7 @@ def step(kernel: Kernel, x_t: float, x0: float, y: float, t: float, s: float, no
 
 
 def weights(kernel: Kernel, t: float, s: float) -> tuple[float, float, float, float]:
-    """What a stochastic step weighs x_t, x0, y and its noise with."""
+    """Return the weights of x_t, x0, y and the noise in a stochastic step."""
     return (
         step(kernel, 1, 0, 0, t, s, 0),
         step(kernel, 0, 1, 0, t, s, 0),
@@ -132,7 +132,7 @@ def test_marginals_are_the_published_ones(kernel: Kernel, published: Coefficient
 
 
 @each_kernel
-def test_at_is_affine_in_both_ends_and_the_noise(kernel: Kernel) -> None:
+def test_at_is_affine_in_x0_y_and_the_noise(kernel: Kernel) -> None:
     for t in TIMES:
         x0, y, noise = f64(1.7), f64(-0.4), f64(0.9)
         a, b, sigma = numbers(kernel, t)
@@ -140,29 +140,29 @@ def test_at_is_affine_in_both_ends_and_the_noise(kernel: Kernel) -> None:
         assert kernel.at(x0, y, f64(t), noise).item() == pytest.approx(expected, rel=1e-12)
 
 
-def test_linear_schedule_is_hos_product_of_a_thousand_steps() -> None:
+def test_the_linear_schedule_matches_the_1000_step_schedule_of_ddpm() -> None:
     discrete = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
     continuous = np.array([numbers(Gaussian("linear"), i / 1000)[0] ** 2 for i in range(1, 1001)])
-    # β is not quite small (0.02), which log(1 − β) notices: by up to β²/2 a step, 7 % of ᾱ(1) = 4e-5 in all.
+    # β is up to 0.02, so log(1 − β) differs from −β by up to β²/2 per step: 7 % of ᾱ(1) = 4e-5 in total.
     assert np.abs(np.log(continuous) - np.log(discrete)).max() < 0.08
     assert np.abs(continuous - discrete).max() < 2e-3
 
 
-def test_scaled_schedule_is_monais_product_of_a_thousand_steps() -> None:
-    """DDPMScheduler's scaled_linear_beta from .0015 to .0195: squares of numbers at equal distances."""
+def test_the_scaled_schedule_matches_the_1000_step_schedule_of_monai() -> None:
+    """DDPMScheduler's scaled_linear_beta from .0015 to .0195: squares of equally spaced numbers."""
     discrete = np.cumprod(1 - np.linspace(0.0015**0.5, 0.0195**0.5, 1000) ** 2)
     continuous = np.array([numbers(Gaussian("scaled"), i / 1000)[0] ** 2 for i in range(1, 1001)])
     assert np.abs(discrete - continuous).max() < 5e-3
 
 
-def test_cosine_schedule_is_held_only_where_nichol_clips() -> None:
+def test_the_cosine_schedule_is_clipped_only_close_to_t_1() -> None:
     clipped = [t for t in np.linspace(0, 1, 1001) if numbers(Gaussian("cosine"), float(t))[0] ** 2 < 4.1e-5]
     assert min(clipped) > 0.99
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_noise_close_to_the_target_does_not_round_to_zero(schedule: str) -> None:
-    for t in (2.0**-24, 1e-7, 1e-6, 1e-4):  # what float32 training times can be
+    for t in (2.0**-24, 1e-7, 1e-6, 1e-4):  # possible training times in float32
         single = Gaussian(schedule).coefficients(torch.tensor(t))[2]
         assert single.item() == pytest.approx(numbers(Gaussian(schedule), t)[2], rel=1e-5)
         assert single > 0
@@ -175,10 +175,10 @@ def test_the_target_end_is_exact_in_single_precision(kernel: Kernel) -> None:
 
 
 @pytest.mark.parametrize("kernel", BRIDGES, ids=str)
-def test_bridges_start_at_their_own_end(kernel: Kernel) -> None:
+def test_bridges_start_at_the_source(kernel: Kernel) -> None:
     a, b, sigma = numbers(kernel, 1.0)
     assert (a, b) == (0, 1)
-    assert start(kernel, Y, 0.3) == Y + sigma * 0.3  # only Linear keeps noise there
+    assert start(kernel, Y, 0.3) == Y + sigma * 0.3  # only Linear has noise there
 
 
 def test_i2sb_is_symmetric_and_slow_at_its_ends() -> None:
@@ -192,7 +192,7 @@ def test_i2sb_is_symmetric_and_slow_at_its_ends() -> None:
 
 
 @pytest.mark.parametrize(("kernel", "target"), PAIRS, ids=str)
-def test_targets_and_x0_are_inverse(kernel: Kernel, target: str) -> None:
+def test_x0_and_its_error_are_recovered_from_every_target(kernel: Kernel, target: str) -> None:
     x0, y, noise = (torch.randn(64, 1, 2, 2, 2, dtype=torch.float64) for _ in range(3))
     t = torch.linspace(0.01, 1, 64, dtype=torch.float64).reshape(-1, 1, 1, 1, 1)
     x_t = kernel.at(x0, y, t, noise)
@@ -205,7 +205,7 @@ def test_targets_and_x0_are_inverse(kernel: Kernel, target: str) -> None:
     assert torch.allclose(x0_error_of(target, kernel, error, t), moved, rtol=1e-6, atol=1e-9)
 
 
-def test_targets_are_what_they_are_called() -> None:
+def test_each_target_has_the_value_that_its_name_says() -> None:
     kernel, t = Gaussian("cosine"), f64(0.3)
     x0, y, noise = f64(0.5), f64(2.0), f64(-1.5)
     x_t = kernel.at(x0, y, t, noise)
@@ -217,7 +217,7 @@ def test_targets_are_what_they_are_called() -> None:
 
 
 @pytest.mark.parametrize("t", [0.01, 0.4, 1.0])
-def test_scores_of_the_papers(t: float) -> None:
+def test_the_score_target_equals_the_targets_of_the_papers(t: float) -> None:
     x0, y, noise = f64(0.5), f64(2.0), f64(-1.5)
 
     def score(kernel: Kernel) -> float:
@@ -227,12 +227,12 @@ def test_scores_of_the_papers(t: float) -> None:
     assert score(Gaussian("flow")) == pytest.approx(-1.5 - 0.5)
     gathered = quad(lambda u: (sqrt(0.1) + (sqrt(0.3) - sqrt(0.1)) * min(u, 1 - u)) ** 2, 0, t)[0]
     assert score(I2SB()) == pytest.approx((I2SB().at(x0, y, f64(t), noise).item() - 0.5) / sqrt(gathered))
-    assert score(Linear(0.4)) == pytest.approx((2.0 + 0.4 * -1.5 - 0.5) / 0.4)  # the same along the whole line
+    assert score(Linear(0.4)) == pytest.approx((2.0 + 0.4 * -1.5 - 0.5) / 0.4)  # the same at every t
 
 
 @pytest.mark.parametrize("target", ["x0", "residual"])
 @each_kernel
-def test_every_kernel_takes_x0_and_residual(kernel: Kernel, target: str) -> None:
+def test_every_kernel_supports_the_targets_x0_and_residual(kernel: Kernel, target: str) -> None:
     assert target in kernel.targets
 
 
@@ -248,7 +248,7 @@ def test_every_kernel_takes_x0_and_residual(kernel: Kernel, target: str) -> None
     ],
     ids=str,
 )
-def test_targets_that_leave_x0_open_are_refused_with_the_allowed_ones(kernel: Kernel, target: str) -> None:
+def test_targets_that_do_not_determine_x0_are_refused_with_the_allowed_ones(kernel: Kernel, target: str) -> None:
     with pytest.raises(ValueError, match=f"{target!r} does not determine x0") as refusal:
         Method("m", Identity(), Whole(), kernel, target)
     assert str(kernel) in str(refusal.value)
@@ -281,7 +281,7 @@ def test_values_out_of_range_are_refused(make: Callable[[], Kernel], sentence: s
 
 @given(st.sampled_from(KERNELS), st.floats(1e-3, 1), st.floats(0, 1))
 @settings(max_examples=60, deadline=None)
-def test_steps_are_affine(kernel: Kernel, t: float, share: float) -> None:
+def test_stochastic_steps_are_affine(kernel: Kernel, t: float, share: float) -> None:
     s = share * t * 0.999  # rectified flow has no stochastic step from t = 1 to itself
     expected = np.dot(weights(kernel, t, s), (1.3, -0.7, 2.1, 0.8))
     assert step(kernel, 1.3, -0.7, 2.1, t, s, 0.8) == pytest.approx(expected, rel=1e-9, abs=1e-12)
@@ -300,7 +300,7 @@ def test_a_stochastic_step_with_the_true_x0_lands_on_the_marginal(kernel: Kernel
 
 @given(st.sampled_from(KERNELS), st.floats(1e-3, 1), st.floats(0, 1))
 @settings(max_examples=100, deadline=None)
-def test_a_deterministic_step_with_the_true_x0_keeps_the_mean(kernel: Kernel, t: float, share: float) -> None:
+def test_a_deterministic_step_with_the_true_x0_stays_on_the_mean(kernel: Kernel, t: float, share: float) -> None:
     s = share * t
     (a, b, _), (a_s, b_s, _) = numbers(kernel, t), numbers(kernel, s)
     there = step(kernel, a * M + b * Y, M, Y, t, s, None)
@@ -308,8 +308,8 @@ def test_a_deterministic_step_with_the_true_x0_keeps_the_mean(kernel: Kernel, t:
 
 
 @each_kernel
-def test_two_stochastic_steps_are_one(kernel: Kernel) -> None:
-    """The Chapman-Kolmogorov equation: given x0 and x_t, stopping half-way changes nothing."""
+def test_two_stochastic_steps_equal_one(kernel: Kernel) -> None:
+    """The Chapman-Kolmogorov equation: given x0 and x_t, an intermediate step changes nothing."""
     first, second, both = weights(kernel, 0.8, 0.5), weights(kernel, 0.5, 0.2), weights(kernel, 0.8, 0.2)
     assert second[0] * first[0] == pytest.approx(both[0], abs=1e-12)
     assert second[0] * first[1] + second[1] == pytest.approx(both[1], abs=1e-12)
@@ -319,7 +319,7 @@ def test_two_stochastic_steps_are_one(kernel: Kernel) -> None:
 
 @pytest.mark.parametrize("stochastic", [False, True])
 @each_kernel
-def test_one_step_to_the_end_is_x0_in_single_precision(kernel: Kernel, stochastic: bool) -> None:
+def test_a_step_to_t_0_returns_exactly_x0_in_single_precision(kernel: Kernel, stochastic: bool) -> None:
     x_t, x0, y, noise = (torch.randn(5, 1, 2, 2, 2) for _ in range(4))
     for t in TIMES:
         end = kernel.step(x_t, x0, y, torch.full((5, 1, 1, 1, 1), t), torch.zeros(1), noise if stochastic else None)
@@ -328,16 +328,16 @@ def test_one_step_to_the_end_is_x0_in_single_precision(kernel: Kernel, stochasti
 
 @pytest.mark.parametrize("noise", [None, 1.5])
 @each_kernel
-def test_a_step_to_the_same_time_stays(kernel: Kernel, noise: float | None) -> None:
+def test_a_step_to_the_same_time_changes_nothing(kernel: Kernel, noise: float | None) -> None:
     for t in TIMES[:-1]:
         assert step(kernel, 1.3, -0.7, 2.1, t, t, noise) == pytest.approx(1.3, rel=1e-12)
 
 
-# The whole way, with the best denoiser -------------------------------------------------------------------------------
+# Complete sampling with the best denoiser ----------------------------------------------------------------------------
 
 
 def best(kernel: Kernel, x_t: float, t: float) -> float:
-    """E[x0 | x_t, y]; where the path is tied at y, x_t says nothing of x0."""
+    """Return E[x0 | x_t, y]; where x_t is fixed at y, it contains no information about x0."""
     a, b, sigma = numbers(kernel, t)
     spread = a * a * V + sigma * sigma
     return M + (V * a / spread * (x_t - a * M - b * Y) if spread else 0.0)
@@ -351,7 +351,7 @@ def deterministic_end(kernel: Kernel, z: float, steps: int) -> float:
 
 
 def moments(kernel: Kernel, steps: int) -> tuple[float, float]:
-    """Mean and variance of stochastic sampling, carried through its affine steps."""
+    """Return mean and variance of stochastic sampling, computed exactly through its affine steps."""
     mean = start(kernel, Y, 0.0)
     variance = (start(kernel, Y, 1.0) - mean) ** 2
     for k in range(steps, 0, -1):
@@ -376,18 +376,18 @@ def test_the_best_denoiser_is_the_regression_of_x0_on_x_t() -> None:
 
 
 @pytest.mark.parametrize("kernel", BRIDGES, ids=str)
-def test_a_deterministic_bridge_tied_at_y_ends_at_the_mean(kernel: Kernel) -> None:
+def test_a_deterministic_bridge_that_starts_at_y_ends_at_the_mean(kernel: Kernel) -> None:
     for steps in (1, 2, 7):
         assert deterministic_end(kernel, 0.0, steps) == pytest.approx(M, abs=1e-12)
 
 
-SPREAD = [Linear(0.4), *map(Gaussian, SCHEDULES)]  # those that start from noise
+SPREAD = [Linear(0.4), *map(Gaussian, SCHEDULES)]  # kernels that start from noise
 
 
 @pytest.mark.parametrize("z", [-1.5, 0.6])
 @pytest.mark.parametrize("kernel", SPREAD, ids=str)
 def test_a_deterministic_path_from_noise_ends_at_its_quantile(kernel: Kernel, z: float) -> None:
-    """The path carries N(a·m + b·y, a²v + σ²) at t = 1 to N(m, v) monotonically, so quantiles stay quantiles."""
+    """The path maps N(a·m + b·y, a²v + σ²) at t = 1 monotonically to N(m, v), so it preserves quantiles."""
     a, b, sigma = numbers(kernel, 1.0)
     quantile = (start(kernel, Y, z) - a * M - b * Y) / sqrt(a * a * V + sigma * sigma)
     assert quantile == pytest.approx(z, abs=0.01)  # a(1) is 0, or nearly
@@ -401,7 +401,7 @@ def test_a_deterministic_path_from_noise_ends_at_its_quantile(kernel: Kernel, z:
 @pytest.mark.slow
 @each_kernel
 def test_stochastic_sampling_converges_to_the_distribution(kernel: Kernel) -> None:
-    if kernel == Linear():  # no noise anywhere: its end is the mean
+    if kernel == Linear():  # no noise at any time, so the path ends at the mean
         assert moments(kernel, 8) == pytest.approx((M, 0), abs=1e-12)
         return
     ends = [moments(kernel, steps) for steps in (50, 100, 200, 400)]
@@ -413,7 +413,7 @@ def test_stochastic_sampling_converges_to_the_distribution(kernel: Kernel) -> No
 
 
 class BestDenoiser(nn.Module):
-    """What a perfectly trained network says of independent voxels N(m, v), in the words of the method's target."""
+    """A perfectly trained network for independent voxels N(m, v); it predicts the method's target."""
 
     def __init__(self, method: Method) -> None:
         super().__init__()
@@ -443,7 +443,9 @@ class BestDenoiser(nn.Module):
     ],
     ids=str,
 )
-def test_sample_draws_from_the_distribution(kernel: Kernel, target: str, representation: Representation) -> None:
+def test_sample_has_the_computed_moments_and_deterministic_ends(
+    kernel: Kernel, target: str, representation: Representation
+) -> None:
     steps, voxels = 40, 8 * 8**3
     method = Method(
         "m",
@@ -463,7 +465,7 @@ def test_sample_draws_from_the_distribution(kernel: Kernel, target: str, represe
     path = replace(method, sampling=Sampling(steps=steps))
     z = torch.randn(source.shape, generator=torch.Generator().manual_seed(3)).flatten()
     ends = sample(path, BestDenoiser(path), source, torch.Generator().manual_seed(3)).double()
-    if isinstance(representation, Identity):  # the noise keeps its place
+    if isinstance(representation, Identity):  # the noise of a voxel stays at that voxel
         ends = ends.flatten()[:20]
         expected = [deterministic_end(kernel, noise.item(), steps) for noise in z[:20]]
         assert ends.tolist() == pytest.approx(expected, abs=2e-3)

@@ -14,7 +14,7 @@ def volume(*values: float) -> Tensor:
 
 
 def by_loop(error: Tensor, cell: tuple[int, ...], p: int, mode: str) -> float:
-    """The definition, one pair of neighbours at a time, for one subject (C, D, H, W)."""
+    """Compute the gradient term by its definition, one pair of neighbours at a time, for a subject (C, D, H, W)."""
     total = 0.0
     for axis, r in enumerate(cell, start=1):
         powers = []
@@ -29,7 +29,7 @@ def by_loop(error: Tensor, cell: tuple[int, ...], p: int, mode: str) -> float:
 
 
 @pytest.mark.parametrize(("p", "expected"), [(1, [1.5, 0.0]), (2, [3.5, 0.0])])
-def test_reconstruction_by_hand(p: int, expected: list[float]) -> None:
+def test_the_reconstruction_term_equals_a_hand_calculation(p: int, expected: list[float]) -> None:
     output = torch.tensor([[1.0, 2.0, 0.0, 3.0], [5.0, 5.0, 5.0, 5.0]]).reshape(2, 1, 1, 2, 2)
     wanted = torch.tensor([[1.0, 0.0, 1.0, 0.0], [5.0, 5.0, 5.0, 5.0]]).reshape(2, 1, 1, 2, 2)
     assert Loss(p=p).reconstruction(output - wanted).tolist() == expected
@@ -44,12 +44,12 @@ def test_reconstruction_by_hand(p: int, expected: list[float]) -> None:
         (2, "cell", (25 + 0) / 2),
     ],
 )
-def test_gradient_by_hand(p: int, mode: str, expected: float) -> None:
+def test_the_gradient_term_equals_a_hand_calculation(p: int, mode: str, expected: float) -> None:
     error = volume(0, 1, -4, -2, -2, 2)
     assert Loss(p=p, gradient=1.0, mode=mode).puzzle_gradient(error, (2, 2, 2)).item() == pytest.approx(expected)
 
 
-def test_axes_are_added_and_weighted() -> None:
+def test_the_gradient_term_adds_the_axes_and_applies_its_weight() -> None:
     d, h, w = torch.meshgrid(torch.arange(4.0), torch.arange(4.0), torch.arange(4.0), indexing="ij")
     error = (d + 10 * h + 100 * w)[None, None]
     assert Loss(p=1, gradient=0.5, mode="all").puzzle_gradient(error, (2, 2, 2)).item() == pytest.approx(55.5)
@@ -62,20 +62,20 @@ def test_axes_are_added_and_weighted() -> None:
     st.sampled_from(("all", "cell")),
 )
 @settings(max_examples=40, deadline=None)
-def test_differences_are_those_of_a_loop(size: tuple[int, ...], cell: tuple[int, ...], p: int, mode: str) -> None:
+def test_the_gradient_term_equals_a_loop(size: tuple[int, ...], cell: tuple[int, ...], p: int, mode: str) -> None:
     error = torch.randn(2, 2, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     found = Loss(p=p, gradient=1.0, mode=mode).puzzle_gradient(error, cell)
     assert found.tolist() == pytest.approx([by_loop(subject, cell, p, mode) for subject in error])
 
 
 @pytest.mark.parametrize("p", [1, 2])
-def test_cells_of_one_voxel_are_all_differences(p: int) -> None:
+def test_with_cells_of_one_voxel_mode_cell_equals_mode_all(p: int) -> None:
     error = torch.randn(2, 1, 3, 4, 5)
     losses = [Loss(p=p, gradient=1.0, mode=mode).puzzle_gradient(error, (1, 1, 1)) for mode in ("cell", "all")]
     assert torch.equal(*losses)
 
 
-def test_cell_sees_the_grid_and_nothing_inside() -> None:
+def test_mode_cell_counts_only_differences_at_cell_borders() -> None:
     cells = torch.randn(1, 1, 3, 3, 3)
     grid = cells.repeat_interleave(2, 2).repeat_interleave(2, 3).repeat_interleave(2, 4)
     inside = torch.tensor([0.0, 1, 1, 0, 0, 1]).reshape(1, 1, 1, 1, 6).expand(1, 1, 6, 6, 6)  # mirrored at each border
@@ -86,13 +86,13 @@ def test_cell_sees_the_grid_and_nothing_inside() -> None:
 
 
 @pytest.mark.parametrize("mode", ["all", "cell"])
-def test_a_constant_error_has_no_gradient(mode: str) -> None:
+def test_a_constant_error_has_a_gradient_term_of_zero(mode: str) -> None:
     loss = Loss(p=2, gradient=3.0, mode=mode)
     assert loss.puzzle_gradient(torch.full((2, 2, 4, 4, 4), 7.0), (2, 2, 2)).tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("mode", ["all", "cell"])
-def test_subjects_do_not_mix(mode: str) -> None:
+def test_the_terms_of_each_subject_are_independent(mode: str) -> None:
     loss = Loss(p=2, gradient=1.0, mode=mode)
     x = torch.randn(3, 2, 4, 4, 4)
     for together, alone in (
@@ -105,7 +105,7 @@ def test_subjects_do_not_mix(mode: str) -> None:
 
 @pytest.mark.parametrize("mode", ["all", "cell"])
 @pytest.mark.parametrize("p", [1, 2])
-def test_gradcheck(p: int, mode: str) -> None:
+def test_both_terms_pass_gradcheck(p: int, mode: str) -> None:
     generator = torch.Generator().manual_seed(1)
     error = torch.randn(2, 1, 2, 3, 4, dtype=torch.float64, generator=generator).requires_grad_()
     loss = Loss(p=p, gradient=0.7, mode=mode)
@@ -115,8 +115,8 @@ def test_gradcheck(p: int, mode: str) -> None:
 
 @pytest.mark.parametrize("mode", ["off", "all", "cell"])
 @pytest.mark.parametrize("p", [1, 2])
-@pytest.mark.parametrize("depth", [1, 5, 40])  # less and more than there are portions
-def test_value_and_gradient_are_those_of_the_formula_written_out(depth: int, p: int, mode: str) -> None:
+@pytest.mark.parametrize("depth", [1, 5, 40])  # fewer and more slices than the loss has portions
+def test_values_and_gradients_equal_the_plain_formula(depth: int, p: int, mode: str) -> None:
     generator, cell = torch.Generator().manual_seed(2), (2, 3, 4)
     lean = torch.randn(3, 2, depth, 7, 9, dtype=torch.float64, generator=generator).requires_grad_()
     plain = lean.detach().clone().requires_grad_()
@@ -152,6 +152,6 @@ def test_value_and_gradient_are_those_of_the_formula_written_out(depth: int, p: 
         ({"weight": "velocity"}, "weights none, scale; got 'velocity'"),
     ],
 )
-def test_refused_combinations(options: dict[str, object], sentence: str) -> None:
+def test_invalid_options_are_refused(options: dict[str, object], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         Loss(**options)  # type: ignore[arg-type]

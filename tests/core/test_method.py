@@ -35,7 +35,7 @@ def volumes(*shape: int, seed: int = 0) -> Tensor:
 
 
 def network(method: Method, channels: int = 1) -> nn.Module:
-    """A network that does not return zeros."""
+    """Return a network that does not return zeros: parameters that start at zero get random values."""
     torch.manual_seed(0)
     net = method.build(channels)
     for parameter in net.parameters():
@@ -45,7 +45,7 @@ def network(method: Method, channels: int = 1) -> nn.Module:
 
 
 class Recorder(nn.Module):
-    """Remembers what it was shown, and returns zeros of the state's shape."""
+    """Records its inputs and returns zeros of the state's shape."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class Recorder(nn.Module):
         return torch.zeros_like(x_t)
 
 
-# As a value, and in files --------------------------------------------------------------------------------------------
+# Values and files ----------------------------------------------------------------------------------------------------
 
 positive = st.floats(1e-6, 1e6)
 kernels = st.one_of(
@@ -76,7 +76,7 @@ losses = st.one_of(
     st.builds(Loss, st.sampled_from((1, 2))),
     st.builds(Loss, st.sampled_from((1, 2)), positive, st.sampled_from(("all", "cell"))),
 )
-# Sizes of patches that every network below can halve as often as it does.
+# Patch sizes that every network below can halve at each of its levels.
 sizes = st.integers(1, 8).map(lambda k: 16 * k)
 windows = st.one_of(
     st.builds(Whole, st.booleans()),
@@ -127,13 +127,13 @@ def through_json(method: Method) -> Method:
 
 
 @pytest.mark.parametrize("method", ALL_PRESETS, ids=lambda m: m.name)
-def test_presets_survive_a_file(method: Method) -> None:
+def test_a_preset_is_unchanged_by_a_json_round_trip(method: Method) -> None:
     assert through_json(method) == method
 
 
 @given(methods())
 @settings(max_examples=50, deadline=None)
-def test_every_point_survives_a_file(method: Method) -> None:
+def test_any_method_is_unchanged_by_a_json_round_trip(method: Method) -> None:
     again = through_json(method)
     assert again == method
     assert hash(again) == hash(method)
@@ -153,13 +153,13 @@ def paths(data: Mapping[str, Any]) -> list[tuple[str, ...]]:
 def made_or_refusal(described: Any) -> Method | str:
     try:
         return Method.from_dict(described)
-    except ValueError as refusal:  # anything else is a defect, and comes through
+    except ValueError as refusal:  # any other exception is a defect and fails the test
         return str(refusal)
 
 
 @given(st.data(), st.sampled_from([BRIDGE, *ALL_PRESETS]))
 @settings(max_examples=150, deadline=None)
-def test_a_damaged_file_is_refused_by_a_sentence_or_is_another_method(data: st.DataObject, method: Method) -> None:
+def test_a_damaged_description_is_refused_or_gives_a_valid_method(data: st.DataObject, method: Method) -> None:
     described = deepcopy(method.to_dict())
     for _ in range(data.draw(st.integers(1, 3))):
         *parents, key = data.draw(st.sampled_from(paths(described)))
@@ -221,17 +221,17 @@ def test_unknown_keys_types_and_values_are_refused(path: tuple[str, ...], value:
 
 
 @pytest.mark.parametrize("described", [None, 5, "ppdm", [], {}, {1: 2, "name": 3}])
-def test_what_is_no_method_at_all_is_refused(described: Any) -> None:
+def test_content_that_does_not_describe_a_method_is_refused(described: Any) -> None:
     with pytest.raises(ValueError, match="Method has the fields"):
         Method.from_dict(described)
 
 
 @dataclass(frozen=True)
 class Foreign(Brownian):
-    """A user's kernel: works, but a file could name it only by running code."""
+    """A user's kernel: it works, but a file could refer to it only by running code."""
 
 
-def test_a_foreign_value_cannot_be_written() -> None:
+def test_a_method_with_a_foreign_kernel_samples_but_cannot_be_written() -> None:
     method = replace(BRIDGE, kernel=Foreign())
     assert sample(method, network(method), volumes(1, 1, 4, 4, 4)).shape == (1, 1, 4, 4, 4)
     with pytest.raises(ValueError, match=r"kernel Foreign.* not one of brownian, linear, i2sb, gaussian"):
@@ -239,13 +239,13 @@ def test_a_foreign_value_cannot_be_written() -> None:
 
 
 @pytest.mark.parametrize(("factor", "kept"), [(4, 4), ((1, 2, 4), (1, 2, 4)), ([1, 2, 4], (1, 2, 4))])
-def test_with_factor(factor: Any, kept: object) -> None:
+def test_with_factor_sets_the_factor_of_the_puzzle(factor: Any, kept: object) -> None:
     method = PPDM.with_factor(factor)
     assert method == replace(PPDM, representation=Puzzle(kept))  # type: ignore[arg-type]
     assert through_json(method) == method
 
 
-def test_a_factor_that_is_none_or_has_no_place_is_refused() -> None:
+def test_an_invalid_factor_or_a_method_without_a_puzzle_is_refused() -> None:
     assert PPDM.has_factor
     assert not DIFFUSION.has_factor
     with pytest.raises(ValueError, match="ddpm3d has no puzzle factor; its representation is Identity"):
@@ -256,7 +256,7 @@ def test_a_factor_that_is_none_or_has_no_place_is_refused() -> None:
         PPDM.with_factor([2, 2])
 
 
-def test_what_a_table_and_a_loader_ask() -> None:
+def test_variant_and_multiple_follow_from_the_factor_and_the_network() -> None:
     method = PPDM.with_factor((1, 2, 4)).with_network(multipliers=(1, 2, 4))
     assert (method.variant, PPDM.variant, DIFFUSION.variant) == ("r=1x2x4", "r=2", "")
     assert method.multiple == (4, 8, 16)
@@ -270,7 +270,7 @@ def test_what_a_table_and_a_loader_ask() -> None:
 
 @BOTH
 @pytest.mark.parametrize("channels", [1, 2])
-def test_one_loss_a_subject_the_same_for_the_same_generator(method: Method, channels: int) -> None:
+def test_the_training_loss_has_one_value_per_subject_and_depends_on_the_seed(method: Method, channels: int) -> None:
     net = network(method, channels)
     source, target = volumes(3, channels, 8, 8, 8), volumes(3, channels, 8, 8, 8, seed=1)
     first, again, other = (
@@ -281,7 +281,7 @@ def test_one_loss_a_subject_the_same_for_the_same_generator(method: Method, chan
     assert not torch.equal(first, other)
 
 
-def test_the_global_generator_is_left_alone_if_another_is_given() -> None:
+def test_the_global_generator_is_not_used_if_another_is_given() -> None:
     before = torch.get_rng_state()
     net, x = Recorder(), volumes(1, 1, 8, 8, 8)
     training_loss(BRIDGE, net, x, x, torch.Generator())
@@ -290,8 +290,8 @@ def test_the_global_generator_is_left_alone_if_another_is_given() -> None:
 
 
 @pytest.mark.parametrize("loss", [Loss(p=1), Loss(p=2, gradient=0.3, mode="all"), Loss(p=1, gradient=2.0, mode="cell")])
-def test_the_loss_of_an_untrained_bridge_is_known(loss: Loss) -> None:
-    """It predicts no residual, so its error is y − x0 whatever the time and the noise."""
+def test_the_loss_of_an_untrained_bridge_is_that_of_source_minus_target(loss: Loss) -> None:
+    """The network predicts a residual of zero, so the error is y − x0 at any time and noise."""
     method = replace(BRIDGE.with_factor((1, 2, 4)), loss=loss)
     source, target = volumes(2, 1, 2, 8, 8), volumes(2, 1, 2, 8, 8, seed=1)
     expected = loss.reconstruction(source - target) + loss.puzzle_gradient(source - target, (1, 2, 4))
@@ -299,14 +299,14 @@ def test_the_loss_of_an_untrained_bridge_is_known(loss: Loss) -> None:
     assert torch.allclose(found, expected, rtol=1e-5)
 
 
-def test_the_loss_of_diffusion_is_that_of_its_noise() -> None:
+def test_the_loss_of_a_prediction_of_zero_noise_is_the_variance_of_the_noise() -> None:
     method = replace(DIFFUSION, target="noise", loss=Loss(p=2))
     x = volumes(1, 1, 16, 16, 16)
     assert training_loss(method, Recorder(), x, x).item() == pytest.approx(1, abs=0.1)  # E ε² = 1
 
 
 @pytest.mark.parametrize("target", ["x0", "residual", "noise", "score"])
-def test_a_perfect_network_has_no_loss_at_any_target(target: str) -> None:
+def test_a_perfect_network_has_zero_loss_for_every_target(target: str) -> None:
     kernel = Gaussian("cosine")
     method = replace(DIFFUSION, kernel=kernel, target=target, loss=Loss(p=2, gradient=1.0, mode="all"))
     source, wanted = volumes(4, 1, 4, 4, 4), volumes(4, 1, 4, 4, 4, seed=1)
@@ -323,7 +323,7 @@ def test_a_perfect_network_has_no_loss_at_any_target(target: str) -> None:
     assert found.tolist() == pytest.approx([0] * 4, abs=1e-5)
 
 
-def test_what_the_network_is_shown_in_training() -> None:
+def test_in_training_the_network_gets_the_state_the_source_and_random_times() -> None:
     recorder = Recorder()
     source, target = volumes(64, 1, 2, 2, 2), volumes(64, 1, 2, 2, 2, seed=1)
     method = replace(PPDM, kernel=Linear(), network=UNetOptions(multipliers=(1,)))
@@ -336,8 +336,8 @@ def test_what_the_network_is_shown_in_training() -> None:
     assert torch.allclose(state, method.representation.encode((1 - t) * target + t * source), atol=1e-6)
 
 
-def test_the_start_is_drawn_and_the_end_never(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "rand", lambda *size, **_: torch.zeros(*size))  # rand draws from [0, 1)
+def test_random_training_times_include_1_and_exclude_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "rand", lambda *size, **_: torch.zeros(*size))  # rand samples from [0, 1)
     recorder, x = Recorder(), volumes(2, 1, 4, 4, 4)
     training_loss(BRIDGE, recorder, x, x)
     assert recorder.times[0].tolist() == [1, 1]
@@ -355,7 +355,7 @@ def test_a_share_of_the_times_is_at_the_start_and_the_others_stay_uniform(share:
     assert others.max() > 0.99
 
 
-def test_all_times_at_the_start() -> None:
+def test_with_at_start_1_all_training_times_are_at_the_start() -> None:
     recorder, x = Recorder(), volumes(50, 1, 2, 2, 2)
     training_loss(replace(BRIDGE, optimisation=Optimisation(at_start=1.0)), recorder, x, x)
     assert (recorder.times[0] == 1).all()
@@ -375,14 +375,14 @@ def test_a_sparse_schedule_trains_only_the_times_at_which_it_samples(start: floa
     assert counts[:-1].tolist() == pytest.approx([2000 * (1 - share) / 5] * 4, rel=0.15)
 
 
-def test_a_sparse_schedule_is_yes_or_no() -> None:
+def test_at_steps_must_be_true_or_false() -> None:
     with pytest.raises(ValueError, match="at_steps must be true or false, got 5"):
         Optimisation(at_steps=5)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("p", [1, 2])
-def test_a_loss_weighted_by_the_scale_is_that_of_the_velocity(p: int) -> None:
-    """With v = α·ε − σ·x0, of the prediction and of the target, and ε the noise in x_t (arXiv 2202.00512)."""
+def test_a_loss_weighted_by_the_scale_equals_the_velocity_loss(p: int) -> None:
+    """The velocities of prediction and target are v = α·ε − σ·x0 with the noise ε in x_t (arXiv 2202.00512)."""
     method = replace(DIFFUSION, kernel=Gaussian("linear"), loss=Loss(p=p, weight="scale"))
     source, target = volumes(3, 1, 4, 4, 4), volumes(3, 1, 4, 4, 4, seed=1)
     recorder = Recorder()
@@ -390,24 +390,24 @@ def test_a_loss_weighted_by_the_scale_is_that_of_the_velocity(p: int) -> None:
     t = recorder.times[0].reshape(-1, 1, 1, 1, 1)
     alpha, _, sigma = method.kernel.coefficients(t)
     noise = (recorder.states[0] - alpha * target) / sigma
-    predicted = torch.zeros_like(target)  # what the recorder answers
+    predicted = torch.zeros_like(target)  # the recorder returns zeros
     velocity = (alpha * noise - sigma * predicted) - (alpha * noise - sigma * target)
     torch.testing.assert_close(found, velocity.abs().pow(p).flatten(1).mean(1))
 
 
-def test_a_kernel_without_noise_has_no_scale_to_weight_by() -> None:
+def test_a_loss_weighted_by_the_scale_is_refused_for_a_kernel_without_noise() -> None:
     with pytest.raises(ValueError, match=r"always 0 for Linear\(noise=0.0\), which has no noise; use weight 'none'"):
         replace(PPDM, kernel=Linear(), loss=Loss(weight="scale"))
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.1])
-def test_a_share_of_times_that_there_is_not(share: float) -> None:
+def test_an_invalid_share_of_times_at_the_start_is_refused(share: float) -> None:
     with pytest.raises(ValueError, match="share of times at the start"):
         Optimisation(at_start=share)
 
 
 @BOTH
-def test_any_size_trains_as_its_padded_volume(method: Method) -> None:
+def test_training_on_any_size_equals_training_on_the_padded_volume(method: Method) -> None:
     net, source, target = network(method), volumes(1, 1, 5, 6, 7), volumes(1, 1, 5, 6, 7, seed=1)
     found = training_loss(method, net, source, target, torch.Generator().manual_seed(0))
     source, target = (pad_to_multiple(v, method.multiple) for v in (source, target))
@@ -425,7 +425,7 @@ def test_any_size_trains_as_its_padded_volume(method: Method) -> None:
     ],
     ids=lambda m: f"{m.name} {m.kernel} {m.target}",
 )
-def test_a_pair_is_learned_by_heart(method: Method) -> None:
+def test_training_overfits_two_pairs(method: Method) -> None:
     torch.manual_seed(0)
     net, generator = method.build(), torch.Generator().manual_seed(0)
     target = torch.nn.functional.interpolate(volumes(2, 1, 2, 2, 2), size=(8, 8, 8), mode="trilinear").clamp(-1, 1)
@@ -447,7 +447,7 @@ def test_a_pair_is_learned_by_heart(method: Method) -> None:
     ("source", "target"),
     [((1, 1, 8, 8), (1, 1, 8, 8)), ((1, 1, 8, 8, 8), (1, 1, 8, 8, 4)), ((8, 8, 8), (8, 8, 8))],
 )
-def test_what_is_no_pair_of_volumes_is_refused(source: tuple[int, ...], target: tuple[int, ...]) -> None:
+def test_source_and_target_must_be_volumes_of_one_shape(source: tuple[int, ...], target: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"volumes \(N, C, D, H, W\) of one shape") as refusal:
         training_loss(BRIDGE, Recorder(), torch.zeros(source), torch.zeros(target))
     assert f"{source} and {target}" in str(refusal.value)
@@ -468,7 +468,9 @@ def test_untrained_ppdm_returns_its_input_exactly(shape: tuple[int, ...], factor
 @BOTH
 @pytest.mark.parametrize("shape", [(1, 1, 8, 8, 8), (2, 2, 3, 5, 7)])
 @pytest.mark.parametrize("stochastic", [False, True])
-def test_a_generator_decides_everything(method: Method, shape: tuple[int, ...], stochastic: bool) -> None:
+def test_a_seed_fixes_the_sample_and_the_clamp_limits_it(
+    method: Method, shape: tuple[int, ...], stochastic: bool
+) -> None:
     method = replace(method, sampling=Sampling(3, stochastic, clamp=1.0))
     net, source = network(method, shape[1]), volumes(*shape)
     first, again, other = (sample(method, net, source, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
@@ -481,7 +483,7 @@ def test_a_generator_decides_everything(method: Method, shape: tuple[int, ...], 
 
 
 @BOTH
-def test_any_size_is_sampled_as_its_padded_volume(method: Method) -> None:
+def test_sampling_any_size_equals_sampling_the_padded_volume(method: Method) -> None:
     net, source = network(method), volumes(1, 1, 5, 6, 7)
     padded = pad_to_multiple(source, method.multiple)
     found, whole = (sample(method, net, x, torch.Generator().manual_seed(0)) for x in (source, padded))
@@ -490,7 +492,7 @@ def test_any_size_is_sampled_as_its_padded_volume(method: Method) -> None:
 
 @BOTH
 @pytest.mark.parametrize("steps", [1, 3, 10])
-def test_steps_run_evenly_from_one_to_the_end(method: Method, steps: int) -> None:
+def test_sampling_times_run_evenly_down_from_1(method: Method, steps: int) -> None:
     recorder, calls = Recorder(), []
     source = volumes(2, 1, 4, 4, 4)
     sample(
@@ -501,21 +503,21 @@ def test_steps_run_evenly_from_one_to_the_end(method: Method, steps: int) -> Non
     assert all(torch.equal(y, method.representation.encode(source)) for y in recorder.sources)
 
 
-def test_the_last_step_is_the_last_prediction() -> None:
+def test_the_sample_is_the_last_prediction_of_x0() -> None:
     for kernel in (Brownian(), Linear(0.3), I2SB(), Gaussian("cosine"), Gaussian("linear"), Gaussian("flow")):
         for sampling in (Sampling(7), Sampling(7, stochastic=True)):
             method = replace(BRIDGE, kernel=kernel, target="x0", sampling=sampling)
             assert not sample(method, Recorder(), volumes(1, 1, 4, 4, 4)).any()  # x̂0 = 0
 
 
-def test_without_the_source_the_network_sees_the_state_alone() -> None:
+def test_without_concatenation_the_network_gets_only_the_state() -> None:
     method = replace(BRIDGE, window=Whole(concatenate=False))
     x = volumes(1, 1, 4, 4, 4)
     assert sample(method, network(method), x).shape == x.shape
     assert training_loss(method, network(method), x, x).isfinite().all()
 
 
-def test_a_source_that_is_no_volume_is_refused() -> None:
+def test_a_source_that_is_not_a_batch_of_volumes_is_refused() -> None:
     with pytest.raises(ValueError, match=r"\(N, C, D, H, W\)"):
         sample(BRIDGE, Recorder(), torch.zeros(1, 8, 8, 8))
 
@@ -535,13 +537,13 @@ RANDOM_POINTS = [
 
 
 @pytest.mark.parametrize("method", RANDOM_POINTS, ids=lambda m: f"{m.name} {m.kernel} {m.sampling}")
-def test_a_method_is_random_if_seeds_change_its_samples(method):
+def test_is_random_says_whether_seeds_change_the_samples(method):
     net, source = network(method), volumes(1, 1, 8, 8, 8)
     one, other = (sample(method, net, source, torch.Generator().manual_seed(seed)) for seed in (0, 1))
     assert method.is_random == (not torch.equal(one, other))
 
 
-def test_the_target_is_freed_before_the_network_needs_the_memory() -> None:
+def test_the_target_is_freed_before_the_network_runs() -> None:
     targets: list[weakref.ref[Tensor]] = []
     alive: list[bool] = []
 

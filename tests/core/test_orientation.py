@@ -1,7 +1,7 @@
-"""Orientation: whatever a file's axes, obliqueness, codes, units, type and byte order, every voxel keeps its place and
-value, and what is written has the geometry that was read, bit for bit.
+"""Orientation: reading and writing keep every voxel's position and value, and the geometry bit for bit.
 
-nibabel, which knows nothing of canonical order, is the judge: it reads what went in and what came out.
+The files differ in axes, obliqueness, codes, units, type and byte order. The reference is nibabel, which does not use
+canonical order: it reads the input and the output.
 """
 
 import gzip
@@ -29,11 +29,11 @@ TYPES = ("uint8", "int16", "uint16", "float32", "float64")
 
 @dataclass(frozen=True)
 class Scan:
-    """A file to be made: how its axes lie, how it is coded, and how its numbers are stored."""
+    """Description of a file to write: its axes, its codes, and the storage of its values."""
 
     axes: str = "RAS"
     turned: tuple[float, float, float] = (0.0, 0.0, 0.0)  # degrees about x, y, z
-    sheared: float = 0.0  # of the first axis along the second, in the sform alone: a qform cannot hold it
+    sheared: float = 0.0  # of the first axis along the second, only in the sform: a qform cannot represent it
     spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
     offset: tuple[float, float, float] = (0.0, 0.0, 0.0)
     codes: tuple[int, int] = (1, 1)  # sform, qform
@@ -67,7 +67,7 @@ def rotation(degrees):
 
 
 def save(folder, scan):
-    """The file, byte by byte, so that nothing sets a field that the scan does not ask for."""
+    """Write the file byte by byte, so that no library sets a field that the scan does not specify."""
     kind = nib.Nifti1Header if scan.version == 1 else nib.Nifti2Header
     header = kind(endianness=scan.order)
     header.set_data_dtype(np.dtype(scan.dtype))
@@ -75,11 +75,11 @@ def save(folder, scan):
     header.set_qform(rigid(scan), code=scan.codes[1])
     header.set_sform(scan.affine, code=scan.codes[0])
     header["xyzt_units"] = scan.unit + 8
-    header["pixdim"][4:] = 2.5, 0, 7, 1  # of axes that a volume has not, such as the repetition time
+    header["pixdim"][4:] = 2.5, 0, 7, 1  # of axes that a volume does not have, such as the repetition time
     header["dim_info"] = 0b100111
     header["scl_slope"], header["scl_inter"] = scan.scaling
     header.set_data_offset(header.single_vox_offset)
-    # Every value is another one, so that no voxel can be taken for its neighbour.
+    # All values are distinct, so that no voxel can be confused with another.
     values = np.random.default_rng(0).permutation(np.prod(SHAPE)).reshape(SHAPE).astype(scan.dtype)
     content = header.binaryblock + bytes(4) + values.astype(values.dtype.newbyteorder(scan.order)).tobytes(order="F")
     path = folder / f"in{scan.suffix}"
@@ -88,12 +88,12 @@ def save(folder, scan):
 
 
 def rigid(scan):
-    """The affine without the shear."""
+    """Return the affine without the shear."""
     return Scan(**{**vars(scan), "sheared": 0.0}).affine
 
 
 def world(affine, values, mm=1.0):
-    """Each voxel's place in mm and its value, ordered by value: (n, 4)."""
+    """Return each voxel's position in mm and its value, sorted by value: (n, 4)."""
     places = apply_affine(affine, np.stack(np.indices(values.shape), axis=-1)).reshape(-1, 3) * mm
     table = np.column_stack([places, values.ravel()])
     return table[np.argsort(table[:, 3])]
@@ -115,7 +115,7 @@ def check_round_trip(folder, scan):
 
 
 def check_canonical(path, volume, image, mm):
-    """Inside, the axes lie closest to right, anterior, superior, and each value is where the file has it."""
+    """Check that axes in memory are closest to right, anterior, superior, and that values keep their positions."""
     inside, outside = (
         world(volume.affine, volume.data),
         world(image.affine, image.get_fdata(dtype=np.float32), mm),
@@ -151,29 +151,29 @@ scans = st.builds(
 @example(scan=Scan(axes="LPS", turned=(45.0, 0.0, 0.0)))
 @example(scan=Scan(axes="ASL", sheared=0.3, codes=(4, 0)))
 @example(scan=Scan(codes=(0, 0), unit=0, spacing=(0.7, 0.7, 3.3)))
-def test_every_voxel_keeps_its_place_and_the_geometry_its_bits(tmp_path_factory, scan):
+def test_random_scans_keep_voxel_positions_and_the_exact_geometry(tmp_path_factory, scan):
     check_round_trip(tmp_path_factory.mktemp("scan"), scan)
 
 
 @pytest.mark.parametrize("axes", ORIENTATIONS)
-def test_all_48_orientations_oblique_and_anisotropic(tmp_path, axes):
+def test_all_48_orientations_survive_a_round_trip(tmp_path, axes):
     check_round_trip(tmp_path, Scan(axes, turned=(7.0, -11.0, 4.0), spacing=(0.9, 1.0, 2.5), offset=(-80, 20, 5)))
 
 
 @pytest.mark.parametrize("codes", [*product(range(5), range(5))], ids=lambda codes: f"s{codes[0]}q{codes[1]}")
-def test_all_codes_of_sform_and_qform(tmp_path, codes):
+def test_all_codes_of_sform_and_qform_survive_a_round_trip(tmp_path, codes):
     check_round_trip(tmp_path, Scan("LAS", turned=(3.0, 2.0, 1.0), sheared=0.1, spacing=(1, 1, 3), codes=codes))
 
 
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("dtype", TYPES)
-def test_all_types_and_byte_orders_with_scaling(tmp_path, dtype, order, version):
+def test_all_types_and_byte_orders_survive_a_round_trip(tmp_path, dtype, order, version):
     check_round_trip(tmp_path, Scan("PIR", dtype=dtype, order=order, version=version, scaling=(0.35, -12.0)))
 
 
 @pytest.mark.parametrize("axes", ORIENTATIONS)
-def test_axes_run_to_the_right_to_anterior_and_to_superior(tmp_path, axes):
+def test_axes_run_to_right_anterior_and_superior(tmp_path, axes):
     """A marker at the patient's right, front and top is at the last index of D, H and W, however the file is stored."""
     right_front_top = tuple(-1 if letter in "RAS" else 0 for letter in axes)
     values = np.zeros(SHAPE, np.float32)
@@ -193,8 +193,8 @@ def test_a_sheared_sform_is_kept(tmp_path):
 
 @settings(max_examples=30, deadline=None)
 @given(scan=scans, step=st.sampled_from([-1, 1]), axis=st.integers(0, 2))
-def test_a_change_inside_is_a_change_at_the_same_place_outside(tmp_path_factory, scan, step, axis):
-    """One voxel is raised inside; the file has it raised where the affine says, and nowhere else."""
+def test_a_voxel_changed_in_memory_is_at_the_same_position_in_the_file(tmp_path_factory, scan, step, axis):
+    """One voxel is 1 in memory; in the file, only the voxel at the same position in mm is not 0."""
     folder = tmp_path_factory.mktemp("scan")
     volume = read_volume(save(folder, scan))
     raised = np.zeros_like(volume.data)

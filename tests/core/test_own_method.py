@@ -1,4 +1,7 @@
-"""Methods of one's own, as docs/own_method.md has them, through every command; combinations that nobody registered."""
+"""The user-defined methods of docs/own_method.md, which are not registered, run through the commands.
+
+The commands are methods, memory, train, translate, evaluate and quality.
+"""
 
 import json
 import re
@@ -37,7 +40,7 @@ MIRRORED = replace(PPDM, name="mirrored", representation=Mirrored(2))
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch, unrendered):
-    """An empty folder to work in, with the document's methods, pairs of 16 × 18 × 17 voxels, and no rendering."""
+    """A working folder with the document's methods and pairs of 16 × 18 × 17 voxels; rendering is switched off."""
     code, *_ = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
     (tmp_path / "my_methods.py").write_text(code)
     (tmp_path / "own_value.py").write_text(OWN_VALUE)
@@ -56,7 +59,7 @@ def folder(tmp_path, monkeypatch, unrendered):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_method_of_ones_own_goes_through_every_command(name, monkeypatch):
+def test_a_user_defined_method_runs_through_the_commands(name, monkeypatch):
     own = ("--method", f"my_methods:{name}")
     code, out, err = run("methods", *own, "--json")
     (row,) = json.loads(out)
@@ -89,7 +92,7 @@ def test_a_method_of_ones_own_goes_through_every_command(name, monkeypatch):
     assert ("reconstruction_psnr" in scored, "psnr" in scored) == (learned, True)
 
 
-def test_a_value_of_ones_own_is_measured_and_not_trained():
+def test_an_unregistered_representation_is_measured_but_refused_for_training():
     own = ("--method", "own_value:MIRRORED", "--width", 8)
     code, _, err = run("memory", *own, "--res", 16, "--phase", "train", "--device", "predict", "--out", "memory")
     assert code == 0, err

@@ -1,4 +1,4 @@
-"""A network of one's own in place of the U-Net, and types of one's own in files."""
+"""A user-defined network in place of the U-Net, and user-defined types in files."""
 
 import json
 import sys
@@ -82,7 +82,7 @@ def written(folder, name, register=True):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*voxels")
-def test_it_goes_through_every_command(folder):
+def test_a_user_defined_network_runs_through_memory_train_translate_and_quality(folder):
     written(folder, "own_net")
     words = ("--method", "own_net:SMALL")
     code, out, err = run("memory", "--res", 16, *words, "--device", "predict", "--json", "--out", "memory")
@@ -99,7 +99,7 @@ def test_it_goes_through_every_command(folder):
 
 
 @pytest.mark.filterwarnings("ignore:.*voxels")
-def test_a_file_is_read_once_its_type_is_known(folder):
+def test_a_run_with_a_user_defined_type_is_read_after_its_module_is_imported(folder):
     written(folder, "other_net")
     train = ("train", "--manifest", "pairs.csv", "--method", "other_net:SMALL", "--steps", 1, "--device", "cpu")
     assert run(*train, "--out", "run")[0] == 0
@@ -118,7 +118,7 @@ def test_a_type_that_is_not_registered_is_refused_before_training(folder):
     assert not (folder / "run").exists()
 
 
-def test_entry_points_of_installed_packages_are_known(folder, monkeypatch):
+def test_types_from_entry_points_of_installed_packages_are_found(folder, monkeypatch):
     point = EntryPoint("network.linear", f"{__name__}:Linear", "ppdm.axes")
     asked = []
 
@@ -134,14 +134,14 @@ def test_entry_points_of_installed_packages_are_known(folder, monkeypatch):
         Method.from_dict(content | {"network": {"type": "os:system"}})
 
 
-def test_files_without_a_type_of_network_are_of_the_unet():
+def test_a_description_without_a_network_type_means_the_unet():
     content = TINY.to_dict()
     assert "type" not in content["network"]
     assert Method.from_dict(content) == TINY
     assert Method.from_dict(content | {"network": content["network"] | {"type": "unet"}}) == TINY
 
 
-def test_options_apply_to_it():
+def test_network_options_apply_to_a_user_defined_network():
     for options in ({"precision": "bf16"}, {"checkpointing": "block"}):
         method = OWN.with_network(**options)
         network = method.build()
@@ -157,7 +157,7 @@ def test_options_apply_to_it():
         replace(METHODS["latent"], network=Linear())
 
 
-def test_a_wrong_shape_is_named():
+def test_a_network_output_of_a_wrong_shape_is_refused_with_the_expected_shape():
     @dataclass(frozen=True)
     class Wrong(Linear):
         def build(self, c_in, c_out, dims):
@@ -177,7 +177,7 @@ def test_a_wrong_shape_is_named():
         ("puzzle-2", Puzzle, ""),
     ],
 )
-def test_registering(monkeypatch, name, kind, words):
+def test_register_checks_names_types_and_duplicates(monkeypatch, name, kind, words):
     monkeypatch.setattr(serialization, "_registered", {})
     if words:
         with pytest.raises(ValueError, match=words):

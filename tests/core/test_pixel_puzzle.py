@@ -17,7 +17,7 @@ INTEGERS = (torch.uint8, torch.int16, torch.int32, torch.int64, torch.bool)
 
 @st.composite
 def puzzled(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """A shape and a factor that divides it, in 2-D or 3-D."""
+    """Return a strategy for a shape and a factor that divides it, in 2-D or 3-D."""
     dims = draw(st.sampled_from((2, 3)))
     factor = draw(st.tuples(*[st.integers(1, 4)] * dims))
     cells = draw(st.tuples(*[st.integers(1, 3)] * dims))
@@ -26,7 +26,7 @@ def puzzled(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def by_formula(x: Tensor, r: tuple[int, int, int]) -> Tensor:
-    """The definition, voxel by voxel."""
+    """Compute the puzzle by its definition, one voxel at a time."""
     (n, c, *size), (rd, rh, rw) = x.shape, r
     d, h, w = (s // k for s, k in zip(size, r, strict=True))
     z = torch.empty((n, c * rd * rh * rw, d, h, w), dtype=x.dtype)
@@ -40,14 +40,14 @@ def counted(*shape: int) -> Tensor:
 
 
 @pytest.mark.parametrize("r", [1, 2, 3])
-def test_2d_is_pixel_unshuffle(r: int) -> None:
+def test_the_2d_puzzle_equals_pixel_unshuffle(r: int) -> None:
     x = torch.randn(2, 3, 6, 12)
     assert torch.equal(puzzle(x, r), F.pixel_unshuffle(x, r))
     assert torch.equal(unpuzzle(puzzle(x, r), r), F.pixel_shuffle(puzzle(x, r), r))
 
 
 @pytest.mark.parametrize("r", [(2, 2, 2), (1, 2, 3), (3, 1, 2), (2, 3, 1), (4, 6, 4)])
-def test_3d_is_the_index_formula(r: tuple[int, int, int]) -> None:
+def test_the_3d_puzzle_equals_the_index_formula(r: tuple[int, int, int]) -> None:
     x = counted(2, 2, r[0] * 2, r[1], r[2] * 2)
     assert torch.equal(puzzle(x, r), by_formula(x, r))
 
@@ -60,20 +60,20 @@ def test_one_number_is_the_factor_of_every_axis() -> None:
 
 @given(puzzled())
 @settings(max_examples=40, deadline=None)
-def test_round_trip_both_ways(case: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
+def test_puzzle_and_unpuzzle_are_inverse_to_each_other(case: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
     shape, factor = case
     x = counted(*shape)
     z = puzzle(x, factor)
     assert torch.equal(unpuzzle(z, factor), x)
     assert torch.equal(puzzle(unpuzzle(z, factor), factor), z)
-    assert sorted(z.flatten().tolist()) == list(range(x.numel()))  # every voxel once
+    assert sorted(z.flatten().tolist()) == list(range(x.numel()))  # every voxel occurs once
 
 
 @pytest.mark.parametrize("dtype", FLOATS + INTEGERS, ids=str)
 def test_every_dtype_survives_bit_for_bit(dtype: torch.dtype) -> None:
     size = torch.empty((), dtype=dtype).element_size()
     raw = torch.randint(0, 2 if dtype == torch.bool else 256, (2, 3, 4, 6, 4, size), dtype=torch.uint8)
-    x = raw.view(dtype).squeeze(-1)  # every bit pattern, so NaN payloads and negative zeros too
+    x = raw.view(dtype).squeeze(-1)  # random bit patterns, so NaN payloads and negative zeros too
     back = unpuzzle(puzzle(x, (2, 3, 1)), (2, 3, 1))
     assert back.dtype == dtype
     assert torch.equal(back.contiguous().unsqueeze(-1).view(torch.uint8), raw)
@@ -88,14 +88,14 @@ def test_nan_payloads_survive() -> None:
 
 
 @pytest.mark.parametrize("r", [2, (1, 2, 4)])
-def test_gradients_pass(r: Factor) -> None:
+def test_the_gradient_of_the_puzzle_is_its_inverse(r: Factor) -> None:
     x = torch.randn(1, 1, 2, 2, 4, dtype=torch.float64, requires_grad=True)
     if r == 2:
         assert torch.autograd.gradcheck(lambda v: puzzle(v, r), x)
         assert torch.autograd.gradcheck(lambda v: unpuzzle(puzzle(v, r), r), x)
     weight = torch.randn_like(puzzle(x, r))
     (gradient,) = torch.autograd.grad((puzzle(x, r) * weight).sum(), x)
-    assert torch.equal(gradient, unpuzzle(weight, r))  # a permutation's adjoint is its inverse
+    assert torch.equal(gradient, unpuzzle(weight, r))  # the adjoint of a permutation is its inverse
 
 
 def strided(x: Tensor) -> Tensor:
@@ -140,7 +140,7 @@ def test_padding_is_removed_exactly(shape: tuple[int, ...], multiple: Factor) ->
 def test_padding_reflects_as_numpy_does(size: list[int], multiples: list[int]) -> None:
     multiple = multiples[: len(size)]
     x = counted(1, 2, *size)
-    ends = [(0, -s % m) for s, m in zip(size, multiple, strict=True)]  # also beyond the size, and of size 1
+    ends = [(0, -s % m) for s, m in zip(size, multiple, strict=True)]  # also longer than the axis, and axes of size 1
     expected = np.pad(x.numpy(), [(0, 0), (0, 0), *ends], mode="reflect")
     np.testing.assert_array_equal(pad_to_multiple(x, multiple).numpy(), expected)
 
@@ -160,7 +160,7 @@ def test_padding_passes_gradients_to_the_voxels_it_repeats() -> None:
 
 @pytest.mark.parametrize("factor", [0, -1, 2.5, True, None, "2", "222", (2, 2), (2, 2, 2, 2), (2, 0, 2), (2, 2.0, 2)])
 @pytest.mark.parametrize("function", [puzzle, unpuzzle, pad_to_multiple])
-def test_a_refused_factor_is_repeated_with_the_shape(function, factor) -> None:  # type: ignore[no-untyped-def]
+def test_the_error_for_an_invalid_factor_contains_factor_and_shape(function, factor) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ValueError) as refusal:
         function(torch.zeros(1, 8, 4, 4, 4), factor)
     assert repr(factor) in str(refusal.value)
@@ -169,14 +169,14 @@ def test_a_refused_factor_is_repeated_with_the_shape(function, factor) -> None: 
 
 @pytest.mark.parametrize("shape", [(8,), (4, 4), (1, 4, 4), (1, 1, 2, 2, 2, 2)])
 @pytest.mark.parametrize("function", [puzzle, unpuzzle, pad_to_multiple])
-def test_a_refused_rank_is_repeated_with_the_factor(function, shape: Sequence[int]) -> None:  # type: ignore[no-untyped-def]
+def test_the_error_for_an_invalid_number_of_axes_contains_shape_and_factor(function, shape: Sequence[int]) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ValueError) as refusal:
         function(torch.zeros(shape), (3, 5, 7))
     assert str(tuple(shape)) in str(refusal.value)
     assert "(3, 5, 7)" in str(refusal.value)
 
 
-def test_an_indivisible_size_is_refused_with_the_way_out() -> None:
+def test_an_indivisible_size_is_refused_with_advice_to_pad() -> None:
     with pytest.raises(ValueError, match=r"\(4, 5, 4\).*\(1, 1, 4, 5, 4\).*\(2, 2, 2\).*pad_to_multiple"):
         puzzle(torch.zeros(1, 1, 4, 5, 4), 2)
 
@@ -191,6 +191,6 @@ def test_an_empty_axis_cannot_be_reflected() -> None:
         pad_to_multiple(torch.zeros(1, 1, 4, 0, 4), 2)
 
 
-def test_no_subjects_is_no_special_case() -> None:
+def test_an_empty_batch_is_accepted() -> None:
     assert puzzle(torch.zeros(0, 1, 4, 4, 4), 2).shape == (0, 8, 2, 2, 2)
     assert unpuzzle(torch.zeros(0, 8, 2, 2, 2), 2).shape == (0, 1, 4, 4, 4)

@@ -1,4 +1,4 @@
-"""``ppdm.train`` and ``ppdm.evaluate``: the commands of these names, from Python."""
+"""``ppdm.train`` and ``ppdm.evaluate`` give the same results as the commands of the same names."""
 
 import json
 
@@ -17,7 +17,7 @@ def pairs(tmp_path, monkeypatch):
     return manifest(tmp_path, splits=("train", "val", "test"))
 
 
-def test_a_run_is_that_of_the_command(pairs):
+def test_train_gives_the_same_run_as_the_command(pairs):
     reports = []
     trained = ppdm.train(pairs, "own", method=TINY, steps=2, validate_every=1, progress=reports.append)
     assert [report.step for report in reports] == [1, 2]
@@ -30,7 +30,7 @@ def test_a_run_is_that_of_the_command(pairs):
     assert same(ppdm.load("own/best").network, ppdm.load("command/best").network)
 
 
-def test_a_run_is_continued_and_a_finished_one_is_returned(pairs):
+def test_resume_returns_a_finished_run_or_continues_it_to_more_steps(pairs):
     first = ppdm.train(pairs, "run", method=TINY, steps=2)
     again = ppdm.train(pairs, "run", method=TINY, steps=2, resume=True, progress=lambda _: pytest.fail("it trained"))
     assert same(first.network, again.network)
@@ -40,7 +40,7 @@ def test_a_run_is_continued_and_a_finished_one_is_returned(pairs):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Scans have voxels")
-def test_scores_are_those_of_the_command(pairs):
+def test_evaluate_gives_the_same_scores_as_the_command(pairs):
     trained = ppdm.train(pairs, "run", method=TINY, steps=1)
     scores = ppdm.evaluate(trained, pairs, evaluations=1)
     assert scores == ppdm.evaluate("run", pairs, evaluations=1)

@@ -22,12 +22,12 @@ def volumes(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
 # Every representation ------------------------------------------------------------------------------------------------
 
 
-def test_every_value_is_tried_here() -> None:
+def test_the_tests_of_this_file_cover_every_representation() -> None:
     assert {type(v) for v in VALUES} == set(REPRESENTATIONS.values())
 
 
 @ALL
-def test_the_latent_has_the_promised_shape_and_decodes_to_the_volume(representation: Representation) -> None:
+def test_the_latent_has_the_documented_shape_and_decodes_to_the_volume(representation: Representation) -> None:
     x = volumes(2, 3, 4, 8, 12)
     z = representation.encode(x)
     sizes = [s // r for s, r in zip((4, 8, 12), representation.cell, strict=True)]
@@ -36,7 +36,7 @@ def test_the_latent_has_the_promised_shape_and_decodes_to_the_volume(representat
 
 
 @ALL
-def test_encoding_and_decoding_are_linear_and_keep_subjects_and_channels_apart(representation: Representation) -> None:
+def test_encoding_keeps_subjects_and_channels_separate(representation: Representation) -> None:
     x = volumes(2, 2, 4, 4, 4)
     together = representation.encode(x)
     apart = torch.cat([representation.encode(x[:, [c]]) for c in range(2)], dim=1)
@@ -46,7 +46,7 @@ def test_encoding_and_decoding_are_linear_and_keep_subjects_and_channels_apart(r
 
 
 @ALL
-def test_clamping_is_of_the_volume(representation: Representation) -> None:
+def test_clamp_limits_the_decoded_volume(representation: Representation) -> None:
     x = volumes(1, 1, 4, 8, 8)
     z = representation.clamp(representation.encode(x), 0.5)
     torch.testing.assert_close(representation.decode(z), x.clamp(-0.5, 0.5))
@@ -55,7 +55,7 @@ def test_clamping_is_of_the_volume(representation: Representation) -> None:
 # Haar ----------------------------------------------------------------------------------------------------------------
 
 
-def test_every_band_is_that_of_pywavelets_and_lll_a_third_of_it() -> None:
+def test_every_band_equals_pywavelets_and_lll_is_divided_by_3() -> None:
     x = volumes(2, 3, 6, 8, 10)
     z = Haar().encode(x)
     bands = pytest.importorskip("pywt").dwtn(x.numpy(), "haar", axes=(2, 3, 4))
@@ -64,15 +64,15 @@ def test_every_band_is_that_of_pywavelets_and_lll_a_third_of_it() -> None:
         np.testing.assert_allclose(z[:, 8 * channel + k].numpy(), expected, rtol=0, atol=1e-14)
 
 
-def test_a_hand_worked_cell() -> None:
+def test_haar_of_a_hand_worked_cell() -> None:
     x = torch.zeros(1, 1, 2, 2, 2)
-    x[0, 0, 0, 0, 1] = 8**0.5  # one step along W: every band sees it, those that differ along W from the other side
+    x[0, 0, 0, 0, 1] = 8**0.5  # one voxel, at index 1 of W: in every band, negative if the band is a difference along W
     z = Haar().encode(x).flatten()
     signs = [-1.0 if name[2] == "H" else 1.0 for name in BANDS]
     torch.testing.assert_close(z, torch.tensor([signs[0] / 3, *signs[1:]]))
 
 
-def test_with_lll_as_it_is_the_transform_is_orthonormal() -> None:
+def test_the_transform_is_orthonormal_without_the_division_of_lll() -> None:
     unit = torch.eye(64, dtype=torch.float64).reshape(64, 1, 4, 4, 4)
     z = Haar().encode(unit)
     z[:, 0] *= 3
@@ -82,20 +82,20 @@ def test_with_lll_as_it_is_the_transform_is_orthonormal() -> None:
 
 @given(st.tuples(*[st.integers(1, 7)] * 3))
 @settings(max_examples=20, deadline=None)
-def test_odd_sizes_come_back_through_padding(size: tuple[int, int, int]) -> None:
+def test_volumes_of_odd_sizes_are_recovered_through_padding(size: tuple[int, int, int]) -> None:
     x = volumes(1, 1, *size)
     decoded = Haar().decode(Haar().encode(pad_to_multiple(x, Haar().cell)))
     torch.testing.assert_close(crop(decoded, size), x)
 
 
-def test_gradients_pass() -> None:
+def test_encoding_and_decoding_pass_gradcheck() -> None:
     x = volumes(1, 2, 2, 4, 2).requires_grad_()
     assert torch.autograd.gradcheck(Haar().encode, x)
     assert torch.autograd.gradcheck(Haar().decode, Haar().encode(x).detach().requires_grad_())
 
 
-def test_values_of_the_range_stay_near_it() -> None:
-    """|LLL| ≤ 8/√8/3 < 1 for volumes in [-1, 1]: what the division by 3 is for."""
+def test_lll_of_a_volume_of_ones_is_below_1() -> None:
+    """The division by 3 makes |LLL| ≤ 8/√8/3 < 1 for volumes in [-1, 1]."""
     ones = Haar().encode(torch.ones(1, 1, 2, 2, 2)).flatten()
     torch.testing.assert_close(ones, torch.tensor([8**0.5 / 3] + [0.0] * 7))
     assert ones[0] < 1

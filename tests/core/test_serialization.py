@@ -1,4 +1,4 @@
-"""Fields that came later: files that lack them are read, and files are written as before where they are not used."""
+"""Fields added later: files without them are read, and they are written only if they are not at their default."""
 
 from dataclasses import dataclass, field
 
@@ -19,22 +19,22 @@ class Whole:
     part: Part = field(default_factory=Part)
 
 
-def test_a_later_field_is_written_only_where_it_is_not_at_its_default():
+def test_a_later_field_is_written_only_if_it_differs_from_its_default():
     assert describe(Whole("a"), {}) == {"name": "a", "part": {"size": 1}}
     assert describe(Whole("a", Part(fast=True)), {}) == {"name": "a", "part": {"size": 1, "fast": True}}
 
 
-def test_a_complete_description_has_it_anyway():
+def test_a_complete_description_contains_a_later_field_at_its_default():
     assert describe(Whole("a"), {}, complete=True)["part"] == {"size": 1, "fast": False}
 
 
 @pytest.mark.parametrize("part", [Part(), Part(2, True)])
-def test_both_descriptions_are_read_back(part):
+def test_short_and_complete_descriptions_are_read_back(part):
     for complete in (False, True):
         assert restore(Whole, describe(Whole("a", part), {}, complete=complete), {}) == Whole("a", part)
 
 
 @pytest.mark.parametrize("content", [{"fast": True}, {"size": 1, "faster": True}, {"size": 1, "fast": 1}])
-def test_what_was_always_there_must_be_there_and_nothing_else(content):
+def test_missing_unknown_or_mistyped_fields_are_refused(content):
     with pytest.raises(ValueError, match=r"size|fast"):
         restore(Part, content, {})

@@ -1,4 +1,4 @@
-"""Several sources: what the network is shown, where a bridge starts, and training on them in memory."""
+"""Several sources: the inputs of the network, the start of a bridge, and training in memory."""
 
 import json
 from dataclasses import replace
@@ -43,7 +43,7 @@ POINTS = [
 
 
 class Recorder(nn.Module):
-    """Remembers the parts that it was shown, and returns zeros of the state's shape."""
+    """Records its inputs and returns zeros of the state's shape."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ def test_every_source_has_an_effect_at_every_point_of_the_design_space(method: M
 
 
 @pytest.mark.parametrize("representation", [Identity(), Puzzle(2), Haar()], ids=str)
-def test_the_network_is_shown_all_sources_and_a_state_between_target_and_mean(representation: object) -> None:
+def test_the_network_gets_all_sources_and_a_state_between_target_and_mean(representation: object) -> None:
     method = replace(THREE, representation=representation, kernel=Linear())  # type: ignore[arg-type]
     recorder, encode = Recorder(), method.representation.encode  # type: ignore[attr-defined]
     sources, target = volumes(4, 3, 8, 8, 8), volumes(4, 1, 8, 8, 8, seed=1)
@@ -103,7 +103,7 @@ def test_an_untrained_bridge_returns_the_mean_or_the_source_that_it_starts_from(
 
 
 @pytest.mark.parametrize("start", ["mean", "t1c"])
-def test_the_loss_of_an_untrained_bridge_is_that_of_its_start(start: str) -> None:
+def test_the_loss_of_an_untrained_bridge_is_that_of_its_start_minus_the_target(start: str) -> None:
     method = replace(THREE, bridge_from=start)
     sources, target = volumes(2, 3, 8, 8, 8), volumes(2, 1, 8, 8, 8, seed=1)
     error = (sources.mean(1, keepdim=True) if start == "mean" else sources[:, 1:2]) - target
@@ -141,7 +141,7 @@ def test_a_learned_representation_encodes_each_source_and_learns_from_all() -> N
     assert shares == pytest.approx([1 / 6, 1 / 6, 1 / 6, 1 / 2], abs=0.03)
 
 
-def test_names_are_kept_in_files_and_old_files_stay_as_they_were() -> None:
+def test_source_names_survive_a_json_round_trip_and_are_stored_only_if_given() -> None:
     method = replace(THREE, bridge_from="t2w")
     assert Method.from_dict(json.loads(json.dumps(method.to_dict()))) == method
     assert method.to_dict()["sources"] == list(NAMES)
@@ -160,12 +160,12 @@ def test_names_are_kept_in_files_and_old_files_stay_as_they_were() -> None:
         (("source",), "t1", "from the mean or from one of source, got 't1'"),
     ],
 )
-def test_names_that_cannot_be(names: tuple[str, ...], start: str, sentence: str) -> None:
+def test_invalid_source_names_are_refused(names: tuple[str, ...], start: str, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         ONE.with_sources(names, start)
 
 
-def test_other_channels_than_those_of_the_sources_are_refused() -> None:
+def test_a_number_of_channels_that_does_not_match_the_sources_is_refused() -> None:
     with pytest.raises(ValueError, match=r"\(N, S·C, D, H, W\) for the sources t1n, t1c, t2w, got \(1, 2, 4, 4, 4\)"):
         training_loss(THREE, Recorder(), torch.zeros(1, 2, 4, 4, 4), torch.zeros(1, 1, 4, 4, 4))
     with pytest.raises(ValueError, match="4 channels cannot be those of the 3 sources t1n, t1c, t2w"):
@@ -173,14 +173,14 @@ def test_other_channels_than_those_of_the_sources_are_refused() -> None:
 
 
 def three(seed: int) -> tuple[Tensor, Tensor]:
-    """Three sources, of which only the last determines the target."""
+    """Return three sources and a target that only the last source determines."""
     source, target = map(torch.from_numpy, pair(seed))
     return torch.stack([volumes(8, 8, 8, seed=seed), volumes(8, 8, 8, seed=seed + 50), source]), target
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", [THREE, LATENT], ids=["ppdm", "latent"])
-def test_the_same_loop_trains_on_several_sources(method: Method) -> None:
+def test_training_on_several_sources_is_reproducible_and_validated(method: Method) -> None:
     pairs, reports = [three(seed) for seed in range(3)], []
     options = {"steps": 6, "batch_size": 2, "augment": Flip("d"), "validation": [three(9)], "validate_every": 3}
     net = fit(method, pairs, progress=reports.append, **options)  # type: ignore[arg-type]
@@ -189,7 +189,7 @@ def test_the_same_loop_trains_on_several_sources(method: Method) -> None:
 
 
 @pytest.mark.slow
-def test_what_only_the_last_source_shows_is_learned() -> None:
+def test_training_learns_a_target_that_only_the_last_source_determines() -> None:
     method = replace(THREE, optimisation=replace(PPDM.optimisation, learning_rate=5e-3, ema=0.9, warmup=5))
     pairs = [three(seed) for seed in range(2)]
     net = fit(method, pairs, steps=80, batch_size=2)

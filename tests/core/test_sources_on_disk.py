@@ -70,14 +70,14 @@ def test_a_single_source_may_have_a_name(tmp_path: Path) -> None:
         ([("s4_t1c", "s0_t1c")], "line 6: file .*s0_t1c.nii.gz' is in test here and in train on line 2"),
     ],
 )
-def test_faults_of_a_manifest(tmp_path: Path, changes: list[tuple[str, str]], sentence: str) -> None:
+def test_a_faulty_manifest_is_refused(tmp_path: Path, changes: list[tuple[str, str]], sentence: str) -> None:
     path = rewritten(three_sources(tmp_path), *changes)
     with pytest.raises(ManifestError, match=sentence.replace("nii.gz'", "nii.gz")):
         read_manifest(path)
     assert manifest_faults(path)[1]
 
 
-def test_pairs_of_different_sources_are_not_written_and_not_trained_on(tmp_path: Path) -> None:
+def test_pairs_with_different_sources_are_refused_for_writing_and_training(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     pairs = [*read_manifest(three_sources(tmp_path)), *read_manifest(three_sources(tmp_path / "one", ("t1n",)))]
     with pytest.raises(ManifestError, match=r"s0 has the sources t1n, t1c, t2w, and subject s0 t1n; give all pairs"):
@@ -138,7 +138,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Trained]:
     return path, ppdm.train(path, folder / "run", method=TINY, steps=3, validate_every=2, bridge_from="t2w")
 
 
-def test_a_checkpoint_holds_the_names_their_order_and_the_start(trained: tuple[Path, Trained]) -> None:
+def test_a_checkpoint_stores_the_source_names_their_order_and_the_bridge_start(trained: tuple[Path, Trained]) -> None:
     folder = trained[0].parent
     again = ppdm.load(folder / "run")
     assert again.method == replace(TINY, sources=NAMES, bridge_from="t2w")
@@ -146,12 +146,12 @@ def test_a_checkpoint_holds_the_names_their_order_and_the_start(trained: tuple[P
     assert content["method"]["sources"] == [*NAMES]
     assert (folder / "run" / "best" / "model.json").exists()
     options = {"method": TINY, "steps": 3, "validate_every": 2, "resume": True}
-    assert ppdm.train(trained[0], folder / "run", bridge_from="t2w", **options).steps == 3  # nothing left to do
+    assert ppdm.train(trained[0], folder / "run", bridge_from="t2w", **options).steps == 3  # no steps are left
     with pytest.raises(RunError):
         ppdm.train(trained[0], folder / "run", **options)  # it would start from the mean
 
 
-def test_a_training_that_cannot_be_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_training_with_unknown_sources_is_refused_and_leaves_no_files(tmp_path: Path) -> None:
     path, out = three_sources(tmp_path), tmp_path / "run"
     with pytest.raises(ValueError, match="from the mean or from one of t1n, t1c, t2w, got 't1'"):
         ppdm.train(path, out, method=TINY, steps=1, bridge_from="t1")
@@ -160,7 +160,7 @@ def test_a_training_that_cannot_be_leaves_nothing_behind(tmp_path: Path) -> None
     assert not out.exists()
 
 
-def test_weights_of_other_sources_are_no_start(trained: tuple[Path, Trained], tmp_path: Path) -> None:
+def test_initial_weights_of_other_sources_are_refused(trained: tuple[Path, Trained], tmp_path: Path) -> None:
     run = trained[0].parent / "run"
     path = three_sources(tmp_path, ("t1c", "t1n", "t2w"))
     with pytest.raises(
@@ -185,7 +185,7 @@ def test_sources_are_matched_by_name_in_evaluation(trained: tuple[Path, Trained]
     np.testing.assert_array_equal(predict(one, case).numpy(), read_volume(tmp_path / "made.nii.gz").data)
 
 
-def test_the_input_as_a_prediction_is_the_mean_of_the_scaled_sources(trained: tuple[Path, Trained]) -> None:
+def test_the_input_baseline_is_the_mean_of_the_scaled_sources(trained: tuple[Path, Trained]) -> None:
     path, one = trained
     case = read_case(files_of(read_manifest(path)[:1])[0])
     scaled = np.mean([percentile_range(raw).forward(raw) for raw in sources(0).values()], axis=0)
@@ -193,7 +193,7 @@ def test_the_input_as_a_prediction_is_the_mean_of_the_scaled_sources(trained: tu
     np.testing.assert_allclose(untranslated(one.scaling, case).numpy(), wanted, rtol=1e-4)
 
 
-def test_a_method_and_pairs_of_other_sources_are_refused(trained: tuple[Path, Trained], tmp_path: Path) -> None:
+def test_evaluation_on_pairs_with_other_sources_is_refused(trained: tuple[Path, Trained], tmp_path: Path) -> None:
     three = files_of(read_manifest(trained[0]))
     one = files_of(read_manifest(manifest(tmp_path)))
     single = ppdm.train(tmp_path / "pairs.csv", tmp_path / "run", method=TINY, steps=1)
@@ -227,7 +227,7 @@ def test_translation_takes_the_sources_by_name(trained: tuple[Path, Trained], tm
         (("t1n", "t1c", "flair"), "flair is unknown, t2w is missing"),
     ],
 )
-def test_sources_that_are_not_those_of_the_method(
+def test_translation_with_missing_or_unknown_sources_is_refused(
     trained: tuple[Path, Trained], tmp_path: Path, given: tuple[str, ...], sentence: str
 ) -> None:
     path, one = trained
@@ -236,7 +236,7 @@ def test_sources_that_are_not_those_of_the_method(
     assert not [*tmp_path.iterdir()]
 
 
-def test_one_input_of_three_and_a_volume_of_another_shape_are_refused(
+def test_a_single_input_or_volume_is_refused_by_a_method_with_three_sources(
     trained: tuple[Path, Trained], tmp_path: Path
 ) -> None:
     path, one = trained
@@ -258,9 +258,9 @@ def test_translation_resamples_only_if_asked(trained: tuple[Path, Trained], tmp_
     assert read_volume(tmp_path / "out.nii.gz").data.shape == (12, 12, 12)
 
 
-def test_folders_are_translated_by_a_pattern_of_each_source(trained: tuple[Path, Trained], tmp_path: Path) -> None:
+def test_folders_are_translated_by_a_pattern_for_each_source(trained: tuple[Path, Trained], tmp_path: Path) -> None:
     path, one = trained
-    scans = tmp_path / "in [1]"  # a name with letters that glob would read as a set
+    scans = tmp_path / "in [1]"  # a name with characters that glob would read as a set
     for subject in ("s0", "s3"):
         (scans / subject).mkdir(parents=True)
         for name in NAMES:
@@ -286,7 +286,7 @@ def test_folders_are_translated_by_a_pattern_of_each_source(trained: tuple[Path,
     assert not (tmp_path / "other").exists()
 
 
-def test_scans_match_by_the_texts_of_their_stars(tmp_path: Path) -> None:
+def test_scans_match_if_the_stars_of_their_patterns_stand_for_the_same_text(tmp_path: Path) -> None:
     for name in ("a/x-1_T1.nii", "a/x-1_T2.nii", "b/y_T1.nii", "b/y_T2.nii", "b/z_T3.nii"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -299,5 +299,5 @@ def test_scans_match_by_the_texts_of_their_stars(tmp_path: Path) -> None:
         matched({kind: tmp_path / "*" / f"*_{kind}.nii" for kind in ("T1", "T3")})
 
 
-def test_old_checkpoints_have_one_source() -> None:
+def test_a_description_without_sources_means_one_source() -> None:
     assert Method.from_dict(TINY.to_dict()).sources == ("source",)

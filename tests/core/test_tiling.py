@@ -1,4 +1,4 @@
-"""States seen in overlapping blocks: all of them covered, merged as they should be, and methods sampled so."""
+"""Overlapping blocks: coverage and weights, merging of predictions, and sampling of methods in blocks."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,7 +24,7 @@ OVERLAPS = st.floats(0, 0.9)
 
 
 class Local(nn.Module):
-    """Predicts for every voxel from that voxel alone, and remembers what it was shown."""
+    """Predicts every voxel from that voxel only, and records its inputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Local(nn.Module):
 
 
 class Constants(nn.Module):
-    """Predicts a number of its own each time: 1, 2, 3, ..."""
+    """Predicts a different constant at each call: 1, 2, 3, ..."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Constants(nn.Module):
         return torch.full_like(parts[0][:, :1], self.calls)
 
 
-# --- where blocks lie and what they weigh
+# --- positions and weights of blocks
 
 
 @pytest.mark.slow
@@ -73,7 +73,7 @@ def test_blocks_cover_everything_with_positive_weights_that_add_up_to_one(
     assert torch.equal(total[count == 1], torch.ones(int((count == 1).sum())))
 
 
-def test_weights_fall_linearly_over_what_neighbours_share() -> None:
+def test_weights_fall_linearly_over_the_overlap_of_neighbours() -> None:
     assert ramp(6, 0, 0).tolist() == [1] * 6
     torch.testing.assert_close(ramp(6, 0, 2), torch.tensor([1, 1, 1, 1, 2 / 3, 1 / 3]))
     torch.testing.assert_close(ramp(6, 3, 0), torch.tensor([1 / 4, 1 / 2, 3 / 4, 1, 1, 1]))
@@ -83,7 +83,7 @@ def test_weights_fall_linearly_over_what_neighbours_share() -> None:
 
 
 def test_predictions_are_merged_by_their_weights() -> None:
-    """By hand, along one axis: blocks of 6 in 10 with 2 in common, predicting 1 and 2."""
+    """Hand calculation on one axis: two blocks of 6 in 10 voxels overlap by 2 and predict 1 and 2."""
     x, window = torch.zeros(1, 1, 10, 1, 1), Whole(block=(6, 1, 1), overlap=1 / 3)
     made = window.apply(Constants(), x, torch.ones(1), x)
     torch.testing.assert_close(made.flatten(), torch.tensor([1.0] * 4 + [4 / 3, 5 / 3] + [2.0] * 4))
@@ -91,7 +91,7 @@ def test_predictions_are_merged_by_their_weights() -> None:
 
 @given(SHAPES, SHAPES, OVERLAPS)
 @settings(max_examples=40, deadline=None)
-def test_merging_in_order_is_the_weighted_mean(
+def test_merging_blocks_one_after_another_gives_the_weighted_mean(
     shape: tuple[int, int, int], size: tuple[int, int, int], overlap: float
 ) -> None:
     x = torch.zeros(2, 1, *shape)
@@ -108,7 +108,7 @@ def test_merging_in_order_is_the_weighted_mean(
 
 @given(SHAPES, SHAPES, OVERLAPS, st.booleans())
 @settings(max_examples=40, deadline=None)
-def test_what_a_local_network_makes_is_the_same_to_the_bit(
+def test_a_voxelwise_network_gives_bit_identical_results_in_blocks(
     shape: tuple[int, int, int], size: tuple[int, int, int], overlap: float, concatenate: bool
 ) -> None:
     x, y, t = volumes(2, 1, *shape), volumes(2, 1, *shape, seed=1), torch.tensor([0.5, 2.0])
@@ -118,7 +118,7 @@ def test_what_a_local_network_makes_is_the_same_to_the_bit(
     assert all(seen.shape[2:] <= size for seen in network.seen[1:])
 
 
-def test_patches_in_blocks_are_told_where_they_lie_in_the_whole_volume() -> None:
+def test_patches_in_blocks_get_their_coordinates_in_the_whole_volume() -> None:
     x, network = volumes(1, 1, 8, 4, 4), Local()
     Patch(8, overlap=0.0).in_blocks(4, 0.5).apply(network, x, torch.ones(1), x)
     lines = [seen[0, 2, :, 0, 0] for seen in network.seen]
@@ -129,7 +129,7 @@ def test_patches_in_blocks_are_told_where_they_lie_in_the_whole_volume() -> None
     assert all(torch.equal(seen[0, 3, 0, :, 0], torch.linspace(-1, 1, 4)) for seen in network.seen)
 
 
-def test_training_sees_nothing_of_blocks() -> None:
+def test_blocks_do_not_affect_training() -> None:
     x = volumes(1, 1, 8, 8, 8)
     (piece,) = Whole(block=4).draw(x, x, None)
     network = Local()
@@ -139,7 +139,7 @@ def test_training_sees_nothing_of_blocks() -> None:
     assert piece.x0.shape[2:] == (4, 4, 4)
 
 
-def test_every_block_is_told_once() -> None:
+def test_the_callback_is_called_once_per_block() -> None:
     x, told = volumes(1, 1, 8, 4, 4), []
     for window, wanted in ((Whole(), 1), (Whole(block=4), 3), (Whole(block=4, overlap=0.0), 2), (Whole(block=9), 1)):
         told.clear()
@@ -153,7 +153,7 @@ TINY = tiny(PPDM)
 
 
 @pytest.mark.parametrize("name", ["ppdm", "patch", "wavelet", "regression", "ddpm3d"])
-def test_a_block_that_covers_all_changes_no_bit(name: str) -> None:
+def test_a_block_that_covers_the_volume_gives_bit_identical_samples(name: str) -> None:
     method = tiny(METHODS[name])
     source, net = volumes(2, 1, 9, 12, 7), network(method)
     whole = sample(method, net, source, generator())
@@ -164,7 +164,7 @@ def test_a_block_that_covers_all_changes_no_bit(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ppdm", "patch", "wavelet", "regression", "ddpm3d"])
-def test_a_seed_fixes_what_is_sampled_in_blocks(name: str) -> None:
+def test_a_seed_fixes_the_samples_in_blocks(name: str) -> None:
     method = tiny(METHODS[name]).in_blocks(8)
     assert method.blocks((9, 24, 7)) > 1
     source, net = volumes(1, 1, 9, 24, 7), network(method)
@@ -176,8 +176,10 @@ def test_a_seed_fixes_what_is_sampled_in_blocks(name: str) -> None:
 
 @pytest.mark.parametrize("representation", [Identity(), Puzzle(2), Haar()], ids=str)
 @pytest.mark.parametrize("stochastic", [False, True])
-def test_steps_in_blocks_are_those_of_the_whole(representation: Identity | Puzzle | Haar, stochastic: bool) -> None:
-    """With a network that is local the whole sampling is, whatever the kernel, the clamp and the noise."""
+def test_sampling_in_blocks_equals_whole_sampling_for_a_local_network(
+    representation: Identity | Puzzle | Haar, stochastic: bool
+) -> None:
+    """With a local network, all of sampling is local, also with a clamp and with noise."""
     method = Method("free", representation, Whole(), Gaussian(), "x0")
     method = replace(method, sampling=replace(method.sampling, stochastic=stochastic, clamp=0.7))
     channels = representation.channels(1)
@@ -188,7 +190,7 @@ def test_steps_in_blocks_are_those_of_the_whole(representation: Identity | Puzzl
     torch.testing.assert_close(sample(method.in_blocks(16), local, source, generator()), whole)
 
 
-def test_a_block_is_rounded_up_to_what_the_method_needs() -> None:
+def test_a_block_is_rounded_up_to_the_multiple_of_the_method() -> None:
     assert PPDM.multiple == (16, 16, 16)
     assert PPDM.in_blocks(100).window == Whole(block=(56, 56, 56))
     assert PPDM.in_blocks((1, 64, 65)).window == Whole(block=(8, 32, 40))
@@ -204,7 +206,7 @@ def test_sampling_counts_an_evaluation_for_every_step_and_block() -> None:
 
 
 @pytest.mark.parametrize("size", [0, -4, (4, 4), 2.5, (4, 4, 0)])
-def test_blocks_that_there_are_not(size: object) -> None:
+def test_an_invalid_block_size_is_refused(size: object) -> None:
     with pytest.raises(ValueError, match="is a positive integer, or three of them"):
         PPDM.in_blocks(size)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="is a positive integer, or three of them"):
@@ -212,27 +214,27 @@ def test_blocks_that_there_are_not(size: object) -> None:
 
 
 @pytest.mark.parametrize("overlap", [-0.1, 1.0, float("nan")])
-def test_overlaps_that_there_are_not(overlap: float) -> None:
+def test_an_invalid_overlap_is_refused(overlap: float) -> None:
     for name in ("ppdm", "patch"):
         with pytest.raises(ValueError, match=r"overlap by a share in \[0, 1\)"):
             METHODS[name].in_blocks(64, overlap)
 
 
-def test_a_block_that_the_network_cannot_halve_is_refused_when_the_method_is_made() -> None:
+def test_a_block_that_the_network_cannot_halve_is_refused_at_construction() -> None:
     with pytest.raises(ValueError, match="a block of 12 must have sizes that are multiples of the network's 8"):
         replace(PPDM, window=Whole(block=12))
     with pytest.raises(ValueError, match="a block of 12 must"):
         replace(PPDM, window=Patch(16, overlap=0.5, block=12))
 
 
-def test_what_cannot_be_cut_says_why() -> None:
+def test_methods_that_cannot_use_blocks_are_refused_with_a_reason() -> None:
     with pytest.raises(ValueError, match=r"slices are not cut into blocks; a smaller window\.batch"):
         METHODS["slice25d"].in_blocks(64)
     with pytest.raises(ValueError, match="latent learns its representation, which encodes and decodes whole volumes"):
         METHODS["latent"].in_blocks(64)
 
 
-def test_blocks_are_left_out_of_descriptions_where_there_are_none() -> None:
+def test_a_description_contains_blocks_only_if_they_are_used() -> None:
     assert PPDM.to_dict()["window"] == {"type": "whole", "concatenate": True}
     assert METHODS["patch"].to_dict()["window"].keys() == {"type", "size", "coordinates", "overlap"}
     for method in (PPDM.in_blocks(64, 0.5), METHODS["patch"].in_blocks((32, 64, 64))):
@@ -244,7 +246,7 @@ def test_blocks_are_left_out_of_descriptions_where_there_are_none() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ppdm", "patch"])
-def test_what_the_device_holds_does_not_grow_with_the_volume(name: str) -> None:
+def test_peak_memory_on_the_device_does_not_grow_with_the_volume(name: str) -> None:
     method = tiny(METHODS[name]).in_blocks(16)
 
     def peak(*shape: int) -> int:
@@ -260,7 +262,7 @@ def test_what_the_device_holds_does_not_grow_with_the_volume(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ppdm", "patch", "wavelet", "ddpm3d"])
-def test_memory_on_the_cpu_is_as_predicted(name: str) -> None:
+def test_predicted_and_measured_memory_on_the_cpu_are_equal(name: str) -> None:
     work = workload(tiny(METHODS[name]).in_blocks(8), "sample", (12, 16, 8), 1, "cpu")
     measured = measure_peak(work.build, work.step, work.iterations)
     predicted = predict_peak(work.build, work.step, work.iterations, target="cpu")
@@ -269,7 +271,7 @@ def test_memory_on_the_cpu_is_as_predicted(name: str) -> None:
 
 @pytest.mark.slow
 def test_the_host_holds_few_copies_of_the_volume() -> None:
-    """The volume, its latent, the state and the prediction; beside them one block and one plane."""
+    """The host holds the volume, its latent, the state and the prediction, and one block and one plane."""
     method = tiny(replace(PPDM, representation=Puzzle(4))).in_blocks(16)
     shape = (48, 48, 48)
     net, source = network(method), torch.zeros(1, 1, *shape)

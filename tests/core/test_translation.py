@@ -26,7 +26,7 @@ SHAPE = (9, 7, 6)
 
 
 def trained(method=TINY, scaling=None, noisy=False, spacing=(1.0, 1.0, 1.0), channels=1):
-    """An untrained PPDM, whose network returns zeros, or (noisy) one with weights everywhere."""
+    """Return an untrained PPDM: its network returns zeros, or, if ``noisy``, has random weights in all layers."""
     torch.manual_seed(0)
     network = method.build(channels).eval()
     if noisy:
@@ -79,7 +79,7 @@ def test_geometry_of_an_oblique_int16_volume_is_kept(tmp_path):
     assert after.get_data_dtype() == np.float32
     assert after.header.get_slope_inter() in ((1.0, 0.0), (None, None))
 
-    translate(trained(), tmp_path / "in.nii.gz", tmp_path / "identity.nii.gz")  # in place, voxel by voxel
+    translate(trained(), tmp_path / "in.nii.gz", tmp_path / "identity.nii.gz")  # every voxel keeps its place
     native = np.asarray(nib.load(tmp_path / "identity.nii.gz").dataobj)
     assert np.corrcoef(native.ravel(), stored.ravel())[0, 1] > 0.9999
     assert 150 < native.min() < native.max() < 1050  # in units of the target
@@ -97,7 +97,7 @@ def test_pet_keeps_the_stored_units(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_trained_method_brings_its_target_nearer(tmp_path):
+def test_a_trained_method_is_closer_to_the_target_than_an_untrained_one(tmp_path):
     source = scan(0, (8, 8, 8))
     for name, data in (("a", source), ("b", 900 - 8 * source)):
         volume = Volume.from_array(data)
@@ -128,7 +128,7 @@ STOCHASTIC = METHODS["ddpm3d"].with_network(width=8, multipliers=(1, 2))
 STOCHASTIC = replace(STOCHASTIC, sampling=replace(STOCHASTIC.sampling, steps=3))
 
 
-def test_a_folder_is_translated_name_by_name(folder, tmp_path):
+def test_each_scan_of_a_folder_is_translated_to_the_same_name(folder, tmp_path):
     (folder / "notes.txt").write_text("not a volume")
     (folder / ".hidden.nii").write_text("not a volume either")
     results = translate(trained(STOCHASTIC, noisy=True), folder, tmp_path / "out")
@@ -137,7 +137,7 @@ def test_a_folder_is_translated_name_by_name(folder, tmp_path):
     assert all(r.output == tmp_path / "out" / r.source.name and not r.fault and r.seconds > 0 for r in results)
 
 
-def test_the_seed_fixes_a_translation_whatever_its_neighbours(folder, tmp_path):
+def test_the_seed_fixes_a_translation_regardless_of_other_scans(folder, tmp_path):
     method = trained(STOCHASTIC, noisy=True)
     translate(method, folder, tmp_path / "all", seed=4)
     torch.manual_seed(99)  # the global generator does not matter
@@ -148,7 +148,7 @@ def test_the_seed_fixes_a_translation_whatever_its_neighbours(folder, tmp_path):
     assert (tmp_path / "c.nii").read_bytes() != (tmp_path / "all" / "c.nii").read_bytes()
 
 
-def test_a_fault_in_one_file_does_not_lose_the_others(folder, tmp_path):
+def test_a_fault_in_one_file_does_not_stop_the_others(folder, tmp_path):
     (folder / "b.nii.gz").write_bytes((folder / "b.nii.gz").read_bytes()[:100])
     flat = Volume.from_array(np.ones(SHAPE))
     write_volume(folder / "d.nii", flat.data, flat)
@@ -164,7 +164,7 @@ def test_a_fault_in_one_file_does_not_lose_the_others(folder, tmp_path):
     assert seen == [(1, 8), (2, 8), (4, 8), (5, 8), (6, 8), (8, 8)]
 
 
-def test_a_fault_of_a_single_file_is_raised_and_leaves_nothing(tmp_path):
+def test_a_fault_of_a_single_file_is_raised_and_changes_no_file(tmp_path):
     path = write(tmp_path / "in.nii")
     path.write_bytes(path.read_bytes()[:-9])
     (tmp_path / "out.nii").write_text("of an earlier run")
@@ -174,7 +174,7 @@ def test_a_fault_of_a_single_file_is_raised_and_leaves_nothing(tmp_path):
     assert contents(tmp_path) == before
 
 
-def test_a_failure_while_writing_leaves_nothing(tmp_path, monkeypatch):
+def test_a_failure_while_writing_leaves_no_file(tmp_path, monkeypatch):
     path = write(tmp_path / "in.nii")
     before = contents(tmp_path)
 
@@ -187,7 +187,7 @@ def test_a_failure_while_writing_leaves_nothing(tmp_path, monkeypatch):
     assert contents(tmp_path) == before
 
 
-def test_running_out_of_memory_names_the_file(tmp_path):
+def test_running_out_of_memory_names_the_file_and_a_remedy(tmp_path):
     def full(done, total):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
 
@@ -198,7 +198,7 @@ def test_running_out_of_memory_names_the_file(tmp_path):
         translate(trained(), tmp_path / "in.nii", tmp_path / "out.nii", block=4, progress=full)
 
 
-def test_a_volume_in_blocks_keeps_its_geometry_and_is_the_whole_where_a_block_covers_it(tmp_path):
+def test_blocks_keep_the_geometry_and_a_covering_block_gives_the_same_file(tmp_path):
     method, path = trained(STOCHASTIC, noisy=True), write(tmp_path / "in.nii", shape=(24, 9, 10), spacing=(1, 1.05, 1))
     seen = []
     for name, options in {
@@ -221,8 +221,8 @@ def test_progress_counts_the_blocks_of_all_files(folder, tmp_path):
     (folder / "bad.nii").write_text("no volume")
     seen = []
     translate(trained(), folder, tmp_path / "out", steps=2, block=16, progress=lambda *now: seen.append(now))
-    assert seen[0][1] == 2 * (4 + 2)  # four files seen at once, or not at all, and one in two blocks
-    assert [done for done, _ in seen] == [1, 2, 3, 4, 6, 7, 8, 9, 10, 11, 12]  # bad.nii at once
+    assert seen[0][1] == 2 * (4 + 2)  # steps · (three files of one block and bad.nii, and one file of two blocks)
+    assert [done for done, _ in seen] == [1, 2, 3, 4, 6, 7, 8, 9, 10, 11, 12]  # bad.nii counts at once
     assert seen[-1] == (12, 12)
 
 
@@ -249,7 +249,7 @@ def test_progress_counts_the_blocks_of_all_files(folder, tmp_path):
         ("empty", "out", r"holds no scan \(NIfTI, MetaImage, NRRD or DICOM\)"),
     ],
 )
-def test_refuses_places(folder, tmp_path, source, output, sentence):
+def test_unsuitable_inputs_and_outputs_are_refused_before_the_computation(folder, tmp_path, source, output, sentence):
     (tmp_path / "empty").mkdir()
     (tmp_path / "twin").mkdir()
     (tmp_path / "full").mkdir()
@@ -276,13 +276,13 @@ def test_subfolders_are_mirrored_and_an_output_folder_is_made(folder, tmp_path):
     assert sorted(str(p.relative_to(tmp_path / "new/out")) for p in (tmp_path / "new/out").rglob("*.nii*")) == made
 
 
-def test_an_output_folder_inside_the_input_is_no_input(folder):
+def test_an_output_folder_inside_the_input_is_not_translated(folder):
     for _ in range(2):
         results = translate(trained(), folder, folder / "out", overwrite=True)
         assert [r.source.name for r in results] == ["a.nii", "b.nii.gz", "c.nii"]
 
 
-def test_existing_outputs_are_replaced_only_if_asked(folder, tmp_path):
+def test_existing_outputs_are_replaced_only_on_request(folder, tmp_path):
     translate(trained(), folder, tmp_path / "out")
     before = contents(tmp_path / "out")
     with pytest.raises(TranslationError, match=r"3 outputs exist, such as .*a\.nii"):
@@ -311,7 +311,7 @@ def test_a_folder_that_cannot_be_listed_is_reported(folder, tmp_path, monkeypatc
 @pytest.mark.parametrize("output", ["locked/out.nii", "locked"])
 def test_a_folder_that_cannot_be_written_is_refused_before_the_computation(folder, tmp_path, monkeypatch, output):
     (tmp_path / "locked").mkdir(mode=0o500)
-    access = os.access  # root may write anywhere
+    access = os.access  # replaced because root may write anywhere
     monkeypatch.setattr(os, "access", lambda path, mode: str(path) != str(tmp_path / "locked") and access(path, mode))
     source = folder / "a.nii" if output.endswith(".nii") else folder
     with pytest.raises(TranslationError, match="locked cannot be written to; change its permissions"):
@@ -330,7 +330,7 @@ def sitk_image(path):
 
 
 @pytest.mark.parametrize("suffix", [".mha", ".mhd", ".nrrd", ".nhdr"])
-def test_the_output_has_the_format_of_the_input_or_the_one_that_is_asked_for(tmp_path, suffix):
+def test_the_output_has_the_format_of_the_input_or_the_requested_one(tmp_path, suffix):
     (tmp_path / "in").mkdir()
     image = sitk_image(tmp_path / "in" / f"a{suffix}")
     write(tmp_path / "in" / "b.nii.gz")
@@ -356,7 +356,7 @@ def test_the_output_has_the_format_of_the_input_or_the_one_that_is_asked_for(tmp
         (["a.nii"], "png", "one of nii, .*, got 'png'"),
     ],
 )
-def test_outputs_that_cannot_be_are_refused_before_the_computation(tmp_path, names, suffix, sentence):
+def test_colliding_outputs_and_unknown_formats_are_refused(tmp_path, names, suffix, sentence):
     (tmp_path / "in").mkdir()
     for name in names:
         (tmp_path / "in" / name).touch()
@@ -364,7 +364,7 @@ def test_outputs_that_cannot_be_are_refused_before_the_computation(tmp_path, nam
         translate(trained(), tmp_path / "in", tmp_path / "out", suffix=suffix)
 
 
-def test_a_data_file_that_exists_is_not_replaced(tmp_path):
+def test_an_existing_data_file_is_not_replaced(tmp_path):
     sitk_image(tmp_path / "in.mha")
     (tmp_path / "out.raw").write_text("of another scan")
     with pytest.raises(TranslationError, match=r"out\.raw exists"):
@@ -378,7 +378,7 @@ def test_no_file_of_an_input_is_ever_replaced(tmp_path, output):
     (tmp_path / "out").mkdir()
     sitk_image(tmp_path / "a.mhd")
     write(tmp_path / "b.nii")
-    (tmp_path / "out" / "a.nii").hardlink_to(tmp_path / "b.nii")  # another input of the folder
+    (tmp_path / "out" / "a.nii").hardlink_to(tmp_path / "b.nii")  # of another input of the folder
     before = contents(tmp_path)
     source = tmp_path if output.startswith("out") else tmp_path / "a.mhd"
     place = tmp_path / output if source != tmp_path else tmp_path / "out"
@@ -387,7 +387,7 @@ def test_no_file_of_an_input_is_ever_replaced(tmp_path, output):
     assert contents(tmp_path) == before
 
 
-def test_without_simpleitk_the_computation_does_not_begin(tmp_path, monkeypatch):
+def test_missing_simpleitk_is_reported_before_the_computation(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "SimpleITK", None)
     with pytest.raises(VolumeError, match=r"install it with: pip install 'ppdm\[formats\]'"):
         translate(trained(), write(tmp_path / "a.nii"), tmp_path / "b.mha", progress=lambda *_: pytest.fail("it began"))
@@ -414,7 +414,7 @@ def test_dicom_series_in_a_folder_are_translated_beside_other_scans(tmp_path):
 
 
 @pytest.mark.parametrize("axes", [(1,), (1, 1)])
-def test_a_trailing_axis_of_length_one_stays(tmp_path, axes):
+def test_a_trailing_axis_of_length_one_is_kept(tmp_path, axes):
     image = nib.Nifti1Image(scan().reshape(*SHAPE, *axes), np.diag([-1, 1.05, 1, 1]))
     image.header.set_xyzt_units("mm", "sec")
     nib.save(image, tmp_path / "in.nii.gz")
@@ -426,7 +426,7 @@ def test_a_trailing_axis_of_length_one_stays(tmp_path, axes):
     assert np.corrcoef(after.get_fdata().ravel(), before.get_fdata().ravel())[0, 1] > 0.9999
 
 
-def test_several_volumes_in_a_file_are_refused_with_the_remedy(tmp_path):
+def test_several_volumes_in_a_file_are_refused_with_a_remedy(tmp_path):
     nib.save(nib.Nifti1Image(np.zeros((*SHAPE, 3), np.float32), np.eye(4)), tmp_path / "in.nii")
     with pytest.raises(VolumeError, match="which are 3 volumes, expected one; split it into one file per volume"):
         translate(trained(), tmp_path / "in.nii", tmp_path / "out.nii")
@@ -445,7 +445,7 @@ def test_several_volumes_in_a_file_are_refused_with_the_remedy(tmp_path):
         ({"overlap": 0.5}, "applies only to blocks; give their size as well"),
     ],
 )
-def test_refuses_options(tmp_path, options, sentence):
+def test_invalid_options_are_refused(tmp_path, options, sentence):
     with pytest.raises(TranslationError, match=sentence):
         translate(trained(), write(tmp_path / "in.nii"), tmp_path / "out.nii", **options)
     assert os.listdir(tmp_path) == ["in.nii"]
@@ -456,7 +456,7 @@ def test_refuses_options(tmp_path, options, sentence):
 RANDOM = replace(TINY, sampling=replace(TINY.sampling, stochastic=True))
 
 
-def test_the_mean_and_the_deviation_of_the_draws_are_written(tmp_path):
+def test_the_mean_and_the_deviation_of_the_samples_are_written(tmp_path):
     noisy, path = trained(RANDOM, noisy=True), write(tmp_path / "in.nii")
     (made,) = translate(noisy, path, tmp_path / "out.nii.gz", seed=3, samples=4)
     assert (made.output, made.deviation) == (tmp_path / "out.nii.gz", tmp_path / "out_std.nii.gz")
@@ -469,7 +469,7 @@ def test_the_mean_and_the_deviation_of_the_draws_are_written(tmp_path):
     torch.testing.assert_close(draws[0].float(), single, rtol=0, atol=0)
 
 
-def test_the_moments_keep_their_precision_far_from_zero(tmp_path):
+def test_mean_and_deviation_keep_their_precision_far_from_zero(tmp_path):
     # A deviation of about 1 at values of 1e6: sums of squares in float32 would lose it.
     far = trained(RANDOM, PercentileScaling(Range(1e6, 1e6 + 8)), noisy=True)
     draws = [translate_volume(far, torch.from_numpy(scan()), seed=seed_of(0, k)).double() for k in range(8)]
@@ -478,14 +478,14 @@ def test_the_moments_keep_their_precision_far_from_zero(tmp_path):
     torch.testing.assert_close(deviation.double(), torch.stack(draws).std(0), rtol=1e-5, atol=0)
 
 
-def test_the_seeds_of_draws_differ_and_are_fixed():
+def test_the_seeds_of_samples_differ_and_are_fixed():
     seeds = {seed_of(seed, draw) for seed in (0, 1, 2**63 - 1) for draw in range(50)}
     assert len(seeds) == 150
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert (seed_of(7, 0), seed_of(0, 1), seed_of(0, 2)) == (7, 2918264622725855778, 8597659618385908031)
 
 
-def test_draws_of_a_folder_are_written_beside_one_another(folder, tmp_path):
+def test_samples_of_a_folder_write_a_deviation_for_each_scan(folder, tmp_path):
     seen = []
     noisy = trained(RANDOM, noisy=True)
     made = translate(noisy, folder, tmp_path / "out", samples=2, progress=lambda *state: seen.append(state))
@@ -538,7 +538,7 @@ def test_a_deviation_needs_two_samples(tmp_path, samples):
 
 
 @pytest.mark.parametrize("method", [TINY, replace(RANDOM, sampling=replace(RANDOM.sampling, steps=1))])
-def test_a_method_without_noise_has_nothing_to_draw(tmp_path, method):
+def test_several_samples_are_refused_for_a_method_without_noise(tmp_path, method):
     with pytest.raises(TranslationError, match=r"is not random: its sampling in . steps? uses no noise"):
         translate(trained(method), write(tmp_path / "in.nii"), tmp_path / "out.nii", samples=2)
     assert os.listdir(tmp_path) == ["in.nii"]
@@ -553,15 +553,15 @@ def test_refuses_a_result_that_is_not_finite(tmp_path):
     assert not (tmp_path / "out.nii").exists()
 
 
-def test_another_spacing_is_warned_of(tmp_path):
+def test_a_spacing_that_differs_from_training_gives_a_warning(tmp_path):
     path = write(tmp_path / "in.nii", spacing=(1.0, 1.0, 2.0))
     with pytest.warns(UserWarning, match=r"in\.nii has voxels of 1 × 1 × 2 mm, .* trained on 1 × 1 × 1 mm"):
         translate(trained(), path, tmp_path / "out.nii")
     write(path, spacing=(1.0, 1.0, 1.05))
-    translate(trained(), path, tmp_path / "out.nii", overwrite=True)  # warnings are errors here
+    translate(trained(), path, tmp_path / "out.nii", overwrite=True)  # an unexpected warning is an error in the tests
 
 
-def test_steps_count_the_evaluations_of_the_network(tmp_path):
+def test_progress_counts_the_evaluations_of_the_network(tmp_path):
     seen = []
     translate(
         trained(), write(tmp_path / "in.nii"), tmp_path / "out.nii", steps=3, progress=lambda *now: seen.append(now)
@@ -579,14 +579,14 @@ def test_adapting_shares_the_weights_and_changes_nothing_else():
         assert p.data_ptr() == q.data_ptr()
 
 
-def test_precision_changes_the_arithmetic_a_little():
+def test_bf16_changes_the_result_only_slightly():
     source = torch.from_numpy(scan())
     full, half = (translate_volume(adapt(trained(noisy=True), precision=p), source) for p in ("fp32", "bf16"))
     assert full.dtype == half.dtype == torch.float32
     assert 0 < (full - half).abs().mean() < 0.05 * full.std()
 
 
-def test_translate_volume_refuses_what_it_cannot_take():
+def test_translate_volume_refuses_unsuitable_volumes():
     with pytest.raises(TranslationError, match=r"Expected a volume \(D, H, W\), got the shape \(1, 4, 4, 4\)"):
         translate_volume(trained(), torch.zeros(1, 4, 4, 4))
     with pytest.raises(TranslationError, match="trained on 2 channels"):
@@ -595,7 +595,7 @@ def test_translate_volume_refuses_what_it_cannot_take():
         translate_volume(trained(), torch.zeros(4, 4, 4))
 
 
-def test_translate_volume_is_what_translate_writes(tmp_path):
+def test_translate_writes_the_result_of_translate_volume(tmp_path):
     method = trained(STOCHASTIC, noisy=True)
     translate(method, write(tmp_path / "in.nii"), tmp_path / "out.nii", seed=2)
     result = translate_volume(method, torch.from_numpy(scan()), seed=2)

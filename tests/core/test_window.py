@@ -31,7 +31,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 class Recorder(nn.Module):
-    """Remembers what it was shown, and gives the first channel back."""
+    """Records its inputs and returns the first channel."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ def recorders(window: Window) -> nn.Module:
 
 
 def shown(network: nn.Module, piece: Piece, t: Tensor) -> Tensor:
-    """What the network sees of a piece whose state is its own x0."""
+    """Return the input of the network for a piece whose state is its own x0."""
     piece.predict(network, piece.x0, t, piece.y)
     (recorder,) = (m for m in network.modules() if isinstance(m, Recorder) and m.seen)
     return recorder.seen.pop()
@@ -60,11 +60,11 @@ def shown(network: nn.Module, piece: Piece, t: Tensor) -> Tensor:
 
 
 def coordinates(*shape: int) -> Tensor:
-    """(3, *shape) from -1 to 1."""
+    """Return coordinates (3, *shape) from -1 to 1."""
     return torch.stack(torch.meshgrid(*(torch.linspace(-1, 1, s) for s in shape), indexing="ij"))
 
 
-def test_the_network_sees_the_whole_volume_once_when_sampling_with_coordinates_from_minus_one_to_one() -> None:
+def test_in_sampling_the_network_gets_the_whole_volume_once_with_coordinates() -> None:
     x, y, t = volumes(2, 1, 4, 6, 8), volumes(2, 1, 4, 6, 8, seed=1), torch.tensor([0.3, 0.7])
     network = Recorder()
     out = Patch(2).apply(network, x, t, y)
@@ -76,8 +76,8 @@ def test_the_network_sees_the_whole_volume_once_when_sampling_with_coordinates_f
     assert torch.equal(out, x)
 
 
-def test_a_patch_is_cut_from_both_ends_at_one_place_and_knows_where_it_lies() -> None:
-    """Volumes whose voxels hold their own coordinates tell from where a patch was cut."""
+def test_a_patch_is_cut_from_both_volumes_at_one_place_with_its_coordinates() -> None:
+    """The voxels contain their own coordinates, which show where a patch was cut."""
     grid = coordinates(8, 10, 12).expand(4, 3, 8, 10, 12)
     (piece,) = Patch((4, 2, 6)).draw(grid, -grid, generator())
     assert piece.x0.shape == (4, 3, 4, 2, 6)
@@ -85,11 +85,11 @@ def test_a_patch_is_cut_from_both_ends_at_one_place_and_knows_where_it_lies() ->
     seen = shown(Recorder(), piece, torch.zeros(4))
     assert torch.equal(seen[:, 6:], piece.x0)
     corners = {tuple(corner.tolist()) for corner in piece.x0[:, :, 0, 0, 0]}
-    assert len(corners) > 1  # every subject has its own place
+    assert len(corners) > 1  # each subject has its own position
 
 
 def test_patches_lie_more_often_in_the_middle_and_reach_every_border() -> None:
-    """PatchDDM's law for 128 of 256, in units of a sixteenth: a sum of uniform 0…2 and uniform 0…6."""
+    """PatchDDM's distribution for 128 of 256, in units of a sixteenth: the sum of uniform 0…2 and uniform 0…6."""
     line = torch.arange(16.0).reshape(1, 1, 16, 1, 1).expand(20_000, 1, 16, 1, 1)
     (piece,) = Patch((8, 1, 1)).draw(line, line, generator())
     found = piece.x0[:, 0, 0, 0, 0].long().tolist()
@@ -107,7 +107,7 @@ def test_without_a_size_a_patch_is_half_of_every_axis() -> None:
     assert Patch().multiple(4) == (8, 8, 8)
 
 
-def test_what_exceeds_the_volume_is_the_volume() -> None:
+def test_a_patch_larger_than_the_volume_is_the_whole_volume() -> None:
     x = volumes(2, 1, 4, 6, 8)
     (piece,) = Patch(64).draw(x, -x, generator())
     assert torch.equal(piece.x0, x)
@@ -116,7 +116,7 @@ def test_what_exceeds_the_volume_is_the_volume() -> None:
 
 @given(st.tuples(*[st.integers(1, 9)] * 3), st.tuples(*[st.integers(1, 9)] * 3), st.floats(0, 0.9))
 @settings(max_examples=25, deadline=None)
-def test_stitching_covers_everything_and_a_pointwise_network_does_not_notice(
+def test_stitched_patches_equal_the_whole_result_for_a_pointwise_network(
     shape: tuple[int, int, int], size: tuple[int, int, int], overlap: float
 ) -> None:
     class Pointwise(nn.Module):
@@ -132,7 +132,7 @@ def test_stitching_covers_everything_and_a_pointwise_network_does_not_notice(
 
 
 @pytest.mark.parametrize(("overlap", "patches"), [(0.0, 2), (0.5, 3), (0.75, 5)])
-def test_stitching_takes_as_many_patches_as_the_overlap_asks_for(overlap: float, patches: int) -> None:
+def test_stitching_uses_as_many_patches_as_the_overlap_requires(overlap: float, patches: int) -> None:
     network = Recorder()
     x = volumes(1, 1, 8, 4, 4)
     Patch(4, overlap=overlap).apply(network, x, torch.ones(1), x)
@@ -158,12 +158,12 @@ def test_coordinates_may_be_left_out() -> None:
         ({"block": 8}, "blocks of 8 need an overlap"),
     ],
 )
-def test_patches_that_there_are_not(fields: dict[str, object], sentence: str) -> None:
+def test_invalid_patch_options_are_refused(fields: dict[str, object], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         Patch(**fields)  # type: ignore[arg-type]
 
 
-def test_a_patch_that_the_network_cannot_halve_is_refused_when_the_method_is_made() -> None:
+def test_a_patch_that_the_network_cannot_halve_is_refused_at_construction() -> None:
     with pytest.raises(ValueError, match="patch of 12 must have sizes that are multiples of the network's 8"):
         replace(PPDM, window=Patch(12))
     method = replace(PPDM, window=Patch(16))
@@ -176,8 +176,8 @@ def test_a_patch_that_the_network_cannot_halve_is_refused_when_the_method_is_mad
 VIEWS = {"d": 2, "h": 3, "w": 4}
 
 
-def test_slices_are_the_volumes_own_with_their_neighbours() -> None:
-    """Volumes whose voxels hold their place along each axis tell what was cut."""
+def test_slices_are_cut_from_the_volume_with_their_neighbours() -> None:
+    """The voxels contain their position along the axis, which shows what was cut."""
     n, shape, context = 3, (5, 6, 7), 2
     lines = torch.stack(torch.meshgrid(*(torch.arange(float(s)) for s in shape), indexing="ij"))
     window = Slices("dhw", context=context, drawn=4)
@@ -195,26 +195,26 @@ def test_slices_are_the_volumes_own_with_their_neighbours() -> None:
         assert torch.equal(seen[:, :, 0, 0], expected)
 
 
-def test_every_subject_has_its_own_slices_one_after_the_other() -> None:
+def test_the_slices_of_each_subject_are_consecutive() -> None:
     x = torch.tensor([1.0, 2.0]).reshape(2, 1, 1, 1, 1).expand(2, 1, 4, 4, 4)
     for piece in Slices(drawn=3).draw(x, x, generator()):
         assert piece.x0.flatten(1)[:, 0].tolist() == [1, 1, 1, 2, 2, 2]
 
 
 @pytest.mark.parametrize("batch", [1, 3, 64])
-def test_what_all_networks_agree_on_is_the_mean(batch: int) -> None:
+def test_the_mean_of_equal_predictions_of_all_views_is_that_prediction(batch: int) -> None:
     window = Slices(context=1, batch=batch)
     x = volumes(2, 1, 4, 5, 6)
     network = recorders(window)
     torch.testing.assert_close(window.apply(network, x, torch.tensor([0.2, 0.4]), -x), x)
     recorder = network["d"]  # type: ignore[index]
-    assert all(len(seen) <= max(batch, 2) for seen in recorder.seen)  # one slice of each subject at the least
+    assert all(len(seen) <= max(batch, 2) for seen in recorder.seen)  # at least one slice of each subject
     assert sum(map(len, recorder.seen)) == 2 * 4
     assert {round(float(t), 3) for times in recorder.times for t in times} == {0.2, 0.4}
 
 
 class Blur(nn.Module):
-    """Sees its slice as a square does: the same after a transposition."""
+    """A symmetric blur: transposing the slice transposes the output."""
 
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__()
@@ -237,7 +237,7 @@ def test_averaging_over_views_is_equivariant_to_permuting_the_axes(order: tuple[
     torch.testing.assert_close(window.apply(network, permuted(x), t, permuted(y)), expected)
 
 
-def test_each_view_has_its_own_network_and_weighs_the_same() -> None:
+def test_each_view_has_its_own_network_and_the_same_weight() -> None:
     x, t = volumes(1, 1, 4, 4, 4), torch.ones(1)
     weights = {"d": 1, "h": 2, "w": 4}
     alone = [Slices(v, context=0).apply(nn.ModuleDict({v: Blur(w)}), x, t, x) for v, w in weights.items()]
@@ -245,7 +245,7 @@ def test_each_view_has_its_own_network_and_weighs_the_same() -> None:
     torch.testing.assert_close(Slices(context=0).apply(network, x, t, x), sum(alone) / 3)
 
 
-def test_a_lone_views_axis_needs_no_multiple() -> None:
+def test_the_axis_of_a_single_view_needs_no_multiple() -> None:
     assert Slices("w").multiple(8) == (8, 8, 1)
     assert Slices("dw").multiple(8) == (8, 8, 8)
     method = replace(PPDM, representation=Identity(), window=Slices("h", context=0), network=SMALL)
@@ -264,12 +264,12 @@ def test_a_lone_views_axis_needs_no_multiple() -> None:
         ({"batch": 0}, "batch must be"),
     ],
 )
-def test_slices_that_there_are_not(fields: dict[str, object], sentence: str) -> None:
+def test_invalid_slice_options_are_refused(fields: dict[str, object], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         Slices(**fields)  # type: ignore[arg-type]
 
 
-# With everything else ------------------------------------------------------------------------------------------------
+# Combinations --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -287,7 +287,7 @@ def test_slices_that_there_are_not(fields: dict[str, object], sentence: str) -> 
     ids=str,
 )
 @pytest.mark.parametrize("representation", [Identity(), Puzzle(2), Puzzle((1, 2, 2)), Haar()], ids=str)
-def test_every_window_goes_with_every_representation_and_loss(representation: Representation, window: Window) -> None:
+def test_every_window_works_with_every_representation(representation: Representation, window: Window) -> None:
     method = Method(
         "free", representation, window, Brownian(), "residual", Loss(2, 1.0, "all"), SMALL,
         optimisation=Optimisation(at_start=0.5),

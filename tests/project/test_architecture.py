@@ -1,4 +1,4 @@
-"""What holds the house together, read from the source: directions of import, names of methods, the public names."""
+"""Rules for the source code: import directions, names of methods, and public names."""
 
 import ast
 import os
@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = (ROOT / "ppdm", ROOT / "baselines" / "ppdm_baselines", ROOT / "benchmarks" / "ppdm_bench")
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
-# PPDM's name is the package's too: there it says where a version comes from, where its cache is and whose convention a
-# metric follows, of which version an environment is, and here what is trained by default.
+# `ppdm` is also the name of the package. Apart from the method itself, these files use it for versions, environments,
+# the cache folder and the convention of the metrics.
 MAY_NAME_PPDM = {
     "ppdm/model.py",
     "ppdm/checkpoint.py",
@@ -27,7 +27,7 @@ MAY_NAME_PPDM = {
     "benchmarks/ppdm_bench/report/tables/quality.py",
     "benchmarks/ppdm_bench/version.py",
 }
-# Defaults of --method.
+# These files name the default of --method.
 DEFAULTS = {f"benchmarks/ppdm_bench/commands/{name}.py": ["ppdm"] for name in ("train", "ablate")}
 
 
@@ -37,7 +37,7 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_imports_run_one_way():
+def test_imports_keep_the_contracts_of_import_linter():
     pytest.importorskip("importlinter")
     done = python("from importlinter.cli import lint_imports; raise SystemExit(lint_imports(no_cache=True))")
     assert done.returncode == 0, done.stdout
@@ -45,7 +45,7 @@ def test_imports_run_one_way():
 
 
 def names_in(path: Path) -> list[str]:
-    """The names of methods that a file spells out."""
+    """Return the names of methods among the string constants of a file."""
     constants = (node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant))
     return [value for value in constants if value in NAMES]
 
@@ -53,7 +53,7 @@ def names_in(path: Path) -> list[str]:
 NAMES = frozenset(name for methods in PRESETS.values() for name in methods)
 
 
-def test_no_method_is_known_by_name_outside_its_own_file():
+def test_no_method_is_named_outside_its_own_file():
     homes: dict[str, set[str]] = {name: set() for name in NAMES}
     for path in (path for package in PACKAGES for path in package.rglob("*.py")):
         place = path.relative_to(ROOT).as_posix()
@@ -89,7 +89,7 @@ def test_a_method_is_registered_under_its_own_name():
         ),
     ],
 )
-def test_public_names(module, names):
+def test_each_package_has_exactly_these_public_names(module, names):
     package = import_module(module)
     assert set(names.split()) == set(package.__all__)
     assert all(getattr(package, name) is not None for name in package.__all__)
@@ -99,7 +99,7 @@ def test_public_names(module, names):
 
 
 @pytest.mark.slow
-def test_the_public_names_do_what_they_promise():
+def test_the_public_functions_of_puzzle_and_prediction_work():
     code = """
 import torch, ppdm
 from ppdm_bench import Target, measure_peak, predict_peak
@@ -126,7 +126,7 @@ def test_tables_and_figures_need_no_pytorch():
     assert len(names) > 5
 
 
-def test_nothing_is_left_for_later():
+def test_no_source_file_contains_a_marker_of_unfinished_work():
     for path in (path for package in PACKAGES for path in package.rglob("*.py")):
         text = path.read_text()
         for word in ("TODO", "FIXME", "NotImplementedError", "pragma: no cover"):

@@ -1,4 +1,4 @@
-"""The measure of seams in ``benchmarks/harness/blocks.py``, by hand."""
+"""``benchmarks/harness/blocks.py``: the measure of seams against values computed by hand, and its CSV."""
 
 import blocks as script
 import pytest
@@ -21,28 +21,28 @@ def trained() -> Trained:
 
 
 def test_borders_are_where_blocks_begin_and_end(trained: Trained) -> None:
-    """Blocks of 8 in a latent of 24, from 0, 6, 12 and 16; two voxels of the volume each."""
+    """The blocks have 8 of 24 latent voxels and start at 0, 6, 12 and 16; a latent voxel is two voxels wide."""
     d, h, w = script.borders_of(trained, SHAPE)
     assert d == ({12, 16, 24, 28, 32, 40}, 2)
     assert h == w == (set(), 2)
 
 
-def test_a_change_without_borders_has_no_seam(trained: Trained) -> None:
+def test_a_random_change_has_a_seam_of_one(trained: Trained) -> None:
     change = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
     assert script.seam(trained, change, BODY) == pytest.approx(1, abs=0.05)
 
 
-def test_steps_at_borders_are_held_against_steps_elsewhere(trained: Trained) -> None:
-    """Between cells the change rises by 1, and by 3 at borders; within a cell it does not rise."""
+def test_the_seam_divides_steps_at_block_borders_by_steps_at_other_cell_borders(trained: Trained) -> None:
+    """The change rises by 1 between cells, by 3 at block borders, and not inside a cell."""
     rise = torch.zeros(48)
     rise[2::2] = 1
     rise[[12, 16, 24, 28, 32, 40]] = 3
     change = rise.cumsum(0)[:, None, None].expand(SHAPE)
-    lines = 17 + 2 * 7 * 48 / 16  # planes elsewhere, in those of the first axis: those of the others have 48 lines
+    lines = 17 + 2 * 7 * 48 / 16  # other cell borders in planes of the first axis: planes of other axes have 48 lines
     assert script.seam(trained, change, BODY) == pytest.approx(3 / (17 / lines))
 
 
-def test_where_no_border_is_in_the_body_there_is_no_seam(trained: Trained) -> None:
+def test_without_a_block_border_inside_the_body_the_seam_is_refused(trained: Trained) -> None:
     body = BODY.clone()
     body[10:42] = False
     with pytest.raises(MetricError, match="no border of a block inside the body"):

@@ -1,4 +1,4 @@
-"""``benchmarks/harness/campaign.py``: its jobs, and what it does when it is given again."""
+"""``benchmarks/harness/campaign.py``: its jobs, repeated calls, and gathered records."""
 
 import gzip
 import json
@@ -22,7 +22,7 @@ def test_no_two_jobs_share_a_name_and_no_two_trainings_a_folder():
     assert len({job.run for job in trained}) == len(trained)
     assert {job.run for job in PHANTOMS} == {job.run for job in trained}
     tiers = [job.tier for job in PHANTOMS]
-    assert tiers == sorted(tiers, key=list(dict.fromkeys(tiers)).index)  # one tier after the other
+    assert tiers == sorted(tiers, key=list(dict.fromkeys(tiers)).index)  # tier after tier
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -35,7 +35,7 @@ def test_every_method_is_trained_on_every_task_with_every_seed(seed):
 
 
 @pytest.mark.slow
-def test_a_job_is_a_command_that_is_understood(tmp_path, monkeypatch):
+def test_the_command_line_parses_the_words_of_a_job(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     asked = []
 
@@ -55,7 +55,7 @@ def test_a_job_is_a_command_that_is_understood(tmp_path, monkeypatch):
 
 @pytest.fixture
 def jobs(tmp_path, monkeypatch):
-    """Two jobs whose commands leave a record instead of training; the second fails at first."""
+    """Two jobs that write records instead of training, and a list of the commands that ran; job two fails at first."""
     data = campaign.Data(PhantomSubjects("mri-t1t2", 4, 16), 1.0)
     made = [campaign.Job("a", data, "ppdm"), campaign.Job("a", data, "wavelet")]
     ran = []
@@ -77,7 +77,7 @@ def jobs(tmp_path, monkeypatch):
     return made, ran
 
 
-def test_what_is_done_is_not_done_again_and_what_failed_is(jobs, tmp_path, capsys):
+def test_finished_jobs_are_skipped_and_failed_jobs_run_again(jobs, tmp_path, capsys):
     made, ran = jobs
     for _ in range(3):
         for job in made:
@@ -86,7 +86,7 @@ def test_what_is_done_is_not_done_again_and_what_failed_is(jobs, tmp_path, capsy
     assert capsys.readouterr().out.count("failed with 1") == 1
 
 
-def test_a_job_of_another_process_is_left_alone(jobs, tmp_path):
+def test_a_job_that_another_process_has_locked_is_skipped(jobs, tmp_path):
     made, ran = jobs
     campaign.carry_out(made[0], tmp_path)
     with campaign.FileLock(tmp_path / "logs" / f"{made[1].name}.lock"):
@@ -94,20 +94,20 @@ def test_a_job_of_another_process_is_left_alone(jobs, tmp_path):
     assert ran == ["ppdm"]
 
 
-def test_records_are_gathered_without_the_bulk_of_learning_curves(jobs, tmp_path):
+def test_of_learning_curves_only_psnr_is_gathered(jobs, tmp_path):
     made, _ = jobs
     campaign.carry_out(made[0], tmp_path)
     (tmp_path / "paces.jsonl").write_text("{}\n")
     compared = [replace(job, tier="claims") for job in made]
     campaign.gather(compared, tmp_path, tmp_path / "results")
-    assert not (tmp_path / "results" / "mri-t1t2-16").exists()  # not all that is compared is done
-    assert len({job.part for job in [*made, *compared]}) == 3  # other tiers are gathered method by method
+    assert not (tmp_path / "results" / "mri-t1t2-16").exists()  # a job of the compared tier is missing
+    assert len({job.part for job in [*made, *compared]}) == 3  # other tiers are gathered per method
     campaign.gather(made, tmp_path, tmp_path / "results")
     found = [(row["method"], row["metric"], "curve" in row["options"]) for row in _rows(tmp_path / "results")]
     assert found == [("ppdm", "psnr", False), ("ppdm", "psnr", True), ("ppdm", "ssim", False)]
 
 
-def test_what_was_gathered_is_neither_made_nor_gathered_again(jobs, tmp_path):
+def test_gathered_jobs_are_neither_run_nor_gathered_again(jobs, tmp_path):
     made, ran = jobs
     campaign.carry_out(made[0], tmp_path)
     (tmp_path / "paces.jsonl").write_text("{}\n")
@@ -122,20 +122,20 @@ def test_what_was_gathered_is_neither_made_nor_gathered_again(jobs, tmp_path):
     (later / "runs" / made[0].run).rename(later / "runs" / made[1].run)
     campaign.gather(made, later, tmp_path / "results")
     assert (tmp_path / "results" / "jobs.txt").read_text().splitlines() == [job.name for job in made]
-    assert len(_rows(tmp_path / "results")) == 3  # equal rows once
+    assert len(_rows(tmp_path / "results")) == 3  # equal rows are kept once
 
 
-def test_the_pictures_of_the_gallery_become_one_file(jobs, tmp_path):
+def test_the_pictures_of_the_gallery_are_merged_into_one_file(jobs, tmp_path):
     made = [replace(job, tier="gallery") for job in jobs[0]]
     (tmp_path / "paces.jsonl").write_text("{}\n")
     target = sections(np.arange(8.0**3).reshape(8, 8, 8), (4, 4, 4))
     for job in made:
         campaign.carry_out(job, tmp_path)
-        campaign.carry_out(job, tmp_path)  # the second one fails at first
+        campaign.carry_out(job, tmp_path)  # the second job fails the first time
         views = [View("target", "target", target), View("prediction", job.method, target)]
         about = ("mri-t1t2", "test-000", (1.0, 1.0, 1.0), (8, 8, 8), "")
         write_snapshot(Snapshot(*about, views), tmp_path / "runs" / job.run / "mri-t1t2" / SUFFIX)
-    for done in (made[:1], made):  # first one method, later the other
+    for done in (made[:1], made):  # first one method, then both
         campaign.gather(done, tmp_path, tmp_path / "results")
     whole = read_snapshot(tmp_path / "results" / "mri-t1t2-16" / SUFFIX)
     assert [view.label for view in whole.of("prediction")] == ["ppdm", "wavelet"]

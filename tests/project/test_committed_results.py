@@ -1,4 +1,4 @@
-"""Every table and figure under results/ is what today's code makes of the records beside it."""
+"""Every table and figure in results/ equals the one that the current code makes from the records there."""
 
 import csv
 import gc
@@ -32,9 +32,9 @@ SLOW = (
     "validation",
     "campaign",
     "explain",
-)  # seconds each
+)  # each takes seconds
 
-# What the rest is made from.
+# Files from which the others are made.
 RECORDS = (
     "*.jsonl",
     "*.jsonl.gz",
@@ -53,7 +53,7 @@ RECORDS = (
     "validation/timings.csv",
 )
 
-# What is neither records nor made from records that are kept, and why.
+# Files that are neither records nor made from committed records, and the reason.
 APART = {
     "README.md": "written by hand",
     "*/README.md": "written by hand",
@@ -73,7 +73,7 @@ APART = {
 
 @pytest.fixture
 def uncollected():
-    """Records are many objects and no cycles: the collector would go through them again and again for nothing."""
+    """Turn off garbage collection: records are many objects without cycles, so collecting them only costs time."""
     gc.disable()
     yield
     gc.enable()
@@ -85,7 +85,7 @@ def marked(made: remake.Output) -> object:
 
 @pytest.mark.usefixtures("uncollected")
 @pytest.mark.parametrize("made", [marked(one) for one in EVERYTHING])
-def test_files_are_what_their_records_make(made, tmp_path):
+def test_committed_files_equal_those_made_from_their_records(made, tmp_path):
     kept = [name for name in made.files if (remake.RESULTS / name).exists()]
     try:
         made.make(remake.RESULTS, tmp_path)
@@ -103,7 +103,7 @@ def test_files_are_what_their_records_make(made, tmp_path):
         pytest.skip(unlike)
 
 
-def test_every_file_is_records_or_made_or_apart():
+def test_every_file_is_a_record_or_made_from_records_or_a_listed_exception():
     made = {name for one in EVERYTHING for name in one.files}
     for name in sorted(tracked("results")):
         kinds = [pattern for pattern in (*RECORDS, *APART) if fnmatch(name, pattern)] + ["made"] * (name in made)
@@ -114,7 +114,7 @@ def test_every_file_is_records_or_made_or_apart():
         assert len(kinds) == 1, f"results/{name} is several things: {', '.join(kinds)}"
 
 
-def test_nothing_is_listed_that_is_not_there():
+def test_listed_patterns_match_files_and_generated_files_are_tracked():
     known = tracked("results")
     for pattern in (*RECORDS, *APART):
         assert any(fnmatch(name, pattern) for name in known), f"nothing under results/ is {pattern}: take it out"
@@ -128,7 +128,7 @@ def test_no_file_is_made_twice():
     assert len({one.name for one in EVERYTHING}) == len(EVERYTHING)
 
 
-def test_differences_are_told_in_words(tmp_path):
+def test_differences_of_text_files_are_described_in_words(tmp_path):
     kept, made = tmp_path / "kept.md", tmp_path / "made.md"
     kept.write_text("one\ntwo\n")
     assert difference(kept, made) == "is not made any more"
@@ -142,7 +142,7 @@ def test_differences_are_told_in_words(tmp_path):
     assert difference(kept, made) == "is made, but not kept"
 
 
-def test_one_pixel_is_a_difference_and_compression_is_none(tmp_path):
+def test_one_pixel_is_a_difference_and_png_compression_is_not(tmp_path):
     kept, made = tmp_path / "kept.png", tmp_path / "made.png"
     picture = Image.new("RGB", (5, 4), "white")
     picture.save(kept, compress_level=9)
@@ -158,7 +158,7 @@ def test_one_pixel_is_a_difference_and_compression_is_none(tmp_path):
     assert difference(kept, made) == "has 5×4 pixels, made are 6×4"
 
 
-def test_pages_and_what_stands_on_them_are_compared(tmp_path):
+def test_pdf_files_are_compared_by_their_pages_and_content(tmp_path):
     def pdf(name: str, *pages: bytes, level: int = 6) -> Path:
         streams = b"".join(b"<< /Type /Page >>\nstream\n%s\nendstream\n" % zlib.compress(p, level) for p in pages)
         (tmp_path / name).write_bytes(b"<< /Type /Pages >>\n" + streams)
@@ -171,7 +171,7 @@ def test_pages_and_what_stands_on_them_are_compared(tmp_path):
 
 
 def test_the_readme_has_the_numbers_of_the_main_table():
-    """Of a method with several phases, README shows the largest."""
+    """For a method with several phases, the README shows the largest one."""
     rows = csv.DictReader(StringIO((remake.RESULTS / "memory/memory.csv").read_text()))
     expected = {}
     for row in (row for row in rows if row["checkpointing"] == "none"):
@@ -187,8 +187,8 @@ def test_the_readme_has_the_numbers_of_the_main_table():
 
 
 @pytest.mark.slow
-def test_the_main_table_is_what_the_code_predicts(tmp_path):
-    """Of one method, to the byte: a tensor that lives longer than before is 64 MiB at this size."""
+def test_the_code_predicts_the_peaks_of_the_main_table(tmp_path):
+    """This checks one method to the byte; at this size, a single tensor that lives too long adds 64 MiB."""
     wanted = {"method": "ppdm", "variant": "r=4", "checkpointing": "none"}
     file = RecordFile(remake.RESULTS / "memory/records.jsonl.gz")
     kept = [record for record in file.read() if all(getattr(record, key) == wanted[key] for key in wanted)]

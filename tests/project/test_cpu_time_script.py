@@ -1,4 +1,4 @@
-"""``benchmarks/harness/cpu_time.py``: prediction and measurement of one tiny step with made-up rates."""
+"""``benchmarks/harness/cpu_time.py``: costs from invented times, and a tiny step predicted with invented rates."""
 
 import cpu_time
 import pytest
@@ -25,23 +25,23 @@ def test_a_step_is_predicted_from_rates_and_measured() -> None:
     assert slow.parts["launches"] == fast.parts["launches"]
 
 
-def test_narrow_convolutions_cost_what_single_convolutions_are_measured_to_cost(
+def test_the_costs_of_the_cpu_are_fitted_to_measured_operators(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With made-up times of convolutions that reach half of the peak if wide, and less if narrow."""
+    """The invented times are those of convolutions that reach half of the peak if wide, and less if narrow."""
     monkeypatch.setattr(cpu_time, "_cost_of_convolution", lambda width, _: 2 + 16 / width)
     monkeypatch.setattr(cpu_time, "least", lambda _: 3 * 2 * 4 * cpu_time.NEW / 1e10)
     found = cpu_time.constants_of_this_cpu(rates(1))
     assert (found.full["fp32"], found.narrow["fp32"], found.memory) == pytest.approx((2, 8, 3))
 
 
-def test_the_overhead_is_that_of_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """24 layers have 24 kernels forward and as many backward, and few others."""
+def test_the_overhead_is_the_mean_time_of_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The 24 layers have 24 forward kernels, as many backward kernels, and few others."""
     monkeypatch.setattr(cpu_time, "least", lambda _: 1.0)
     assert 1 / 80 < cpu_time._overhead() <= 1 / 48
 
 
-def test_the_cost_of_a_convolution_is_its_time_over_that_of_its_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cost_of_a_convolution_is_its_time_divided_by_the_ideal_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_time, "least", lambda _: 1.0)
     operations = 3 * 2 * 27 * 16 * 16 * cpu_time.BATCH * cpu_time.EDGE**3
     assert cpu_time._cost_of_convolution(16, rates(1)) == pytest.approx(1e10 / operations)

@@ -1,4 +1,4 @@
-"""The documentation does what it says: links lead somewhere, code runs, commands exist, and the site is built."""
+"""The documentation is correct: links lead somewhere, code runs, commands exist, and the site can be built."""
 
 import ast
 import json
@@ -45,12 +45,12 @@ NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 MAKEFILE = (ROOT / "Makefile").read_text()
 TARGETS = re.findall(r"^([a-z-]+):.*## ", MAKEFILE, re.MULTILINE)
 COMMAND = typer.main.get_command(app)
-# `ppdm-bench` as it is written, and as a node without an installation runs it.
+# `ppdm-bench`, or the module run by Python or torchrun, as on a node without an installation.
 OURS = re.compile(r"(?:^|\s)(?:ppdm-bench|(?:python3?|torchrun(?: --[\w-]+ \S+)*) -m ppdm_bench)(?:\s+(.*))?$")
 
 
 class Block(NamedTuple):
-    """A piece of code on a page."""
+    """A code block of a page."""
 
     page: str
     language: str
@@ -58,7 +58,7 @@ class Block(NamedTuple):
 
 
 def tokens(path: Path) -> Iterator[Token]:
-    """Every token of a page, those inside of a line too."""
+    """Yield every token of a page, including those inside a line."""
     for token in MarkdownIt("commonmark").enable("table").parse(path.read_text()):
         yield token
         yield from token.children or ()
@@ -72,18 +72,18 @@ BLOCKS = [
     Block(name_of(path), token.info, token.content)
     for path in PAGES
     for token in tokens(path)
-    if token.type in ("fence", "code_block") and not token.info.startswith("{")  # a directive is no code
+    if token.type in ("fence", "code_block") and not token.info.startswith("{")  # a directive is not code
 ]
 
 
 def lines(block: Block) -> list[str]:
-    """The commands of a block for a shell, without remarks."""
+    """Return the commands of a shell block, without comments."""
     whole = block.text.replace("\\\n", " ").splitlines()
     return [line for line in (re.sub(r"(^|\s)#.*$", "", one).strip() for one in whole) if line]
 
 
 PYTHON = [block for block in BLOCKS if block.language == "python"]
-# Blocks that are no commands: by how they begin.
+# Beginning of the block that shows the folders instead of commands.
 TREE = "ppdm/                     the method"
 SHELL = [
     (block, line)
@@ -92,11 +92,11 @@ SHELL = [
     for line in lines(block)
 ]
 
-# What is not run, by how it begins, and why. Everything else is run, or is a target of make or a command of ours.
+# Beginnings of commands that are not tested, and the reason. All others are run, make targets, or commands of ours.
 NOT_RUN = {
     "pip install -c constraints.txt": "installs packages; the script wheel_smoke.sh does it in an empty environment",
 }
-# Commands that are carried out, in the order in which they stand, with what makes them small.
+# Commands that are run, in this order, each with options that make it small.
 CARRIED_OUT = {
     "ppdm-bench --help": "",
     "ppdm-bench compare OLD NEW": "",
@@ -119,7 +119,7 @@ CARRIED_OUT = {
     "ppdm-bench methods --method my_methods:HAAR_BRIDGE": "",
     "ppdm-bench gpu --list": "",
 }
-# Names that a piece of Python takes from the text around it.
+# Imports that a Python block takes from the text around it, by the beginning of the block.
 BEFORE = {
     "PPDM = Method(": "from ppdm import Method\nfrom ppdm.kernel import *\nfrom ppdm.loss import *\n"
     "from ppdm.representation import *\nfrom ppdm.window import *\n"
@@ -132,7 +132,7 @@ MADE_WITH_A_GPU = {"results/gpu/memory.md"}
 
 
 def anchors(path: Path) -> set[str]:
-    """What GitHub and the site call the headings of a page."""
+    """Return the anchors that GitHub and the site give to the headings of a page."""
     found, heading = set(), False
     for token in tokens(path):
         if heading and token.type == "inline":
@@ -151,7 +151,7 @@ LINKS = [
 ]
 
 
-def test_links_inside_lead_to_a_file_and_a_heading():
+def test_relative_links_lead_to_an_existing_file_and_heading():
     assert len(LINKS) > 40
     broken = []
     for page, link in LINKS:
@@ -164,7 +164,7 @@ def test_links_inside_lead_to_a_file_and_a_heading():
     assert broken == []
 
 
-def test_links_outside_are_addresses():
+def test_external_links_are_well_formed_https_addresses():
     outside = {link for _, link in LINKS if urlsplit(link).scheme}
     assert "https://arxiv.org/abs/2606.15323" in outside
     for link in outside:
@@ -174,7 +174,7 @@ def test_links_outside_are_addresses():
         assert re.fullmatch(r"[\w./~%-]*", place.path), link
 
 
-def test_names_of_pages_in_the_text_are_those_of_files():
+def test_file_names_in_the_text_are_those_of_existing_files():
     named = [
         (path, token.content)
         for path in PAGES
@@ -188,7 +188,7 @@ def test_names_of_pages_in_the_text_are_those_of_files():
             assert any((place / name).is_file() for place in places), f"{name_of(page)}: {name}"
 
 
-def test_the_tree_of_the_readme_is_that_of_the_repository():
+def test_the_tree_in_the_readme_names_existing_files_and_folders():
     (tree,) = [block for block in BLOCKS if block.text.startswith(TREE)]
     first = [re.split(r"\s{2,}", line.strip())[0] for line in tree.text.splitlines()]
     names = [name.rstrip("/") for cell in first for name in cell.split() if re.fullmatch(r"[\w/]+(/|\.py)", name)]
@@ -205,14 +205,14 @@ def test_the_tree_of_the_readme_is_that_of_the_repository():
 
 
 def cases(blocks: list[Block]) -> list[object]:
-    """The code of the predictor's page follows whole networks, which takes seconds."""
+    """Return one test case per block; those on the predictor's page are slow, because they predict whole networks."""
     slow = {"docs/predictor.md": [pytest.mark.slow]}
     names = [f"{block.page}: {block.text.splitlines()[0]}" for block in blocks]
     return [pytest.param(one, id=name, marks=slow.get(one.page, [])) for one, name in zip(blocks, names, strict=True)]
 
 
 @pytest.mark.parametrize("block", cases(PYTHON))
-def test_python_runs_and_prints_what_the_page_says(block, tmp_path, monkeypatch, capsys):
+def test_python_code_runs_and_prints_what_the_page_shows(block, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     before = next((code for start, code in BEFORE.items() if block.text.startswith(start)), "")
     made: dict[str, object] = {}
@@ -240,7 +240,7 @@ def test_every_stable_name_is_in_the_reference():
 
 
 def parsed(words: list[str]) -> str:
-    """Read words as the command line would, without carrying anything out: the names of the command."""
+    """Parse words like the command line, without running anything, and return the names of the command."""
     command, context, names = COMMAND, None, []
     while hasattr(command, "resolve_command"):
         with command.make_context("ppdm-bench", words, parent=context) as context:
@@ -250,8 +250,8 @@ def parsed(words: list[str]) -> str:
     return " ".join(names)
 
 
-def test_every_line_for_a_shell_is_of_a_known_kind():
-    """Run, parsed, a target, a module, or listed with its reason; and no reason is left over."""
+def test_every_shell_line_is_tested_or_listed_with_a_reason():
+    """A shell line is a make target, a module, a command of ours, or in NOT_RUN; every entry of NOT_RUN is used."""
     used = set()
     for block, line in SHELL:
         reason = next((start for start in NOT_RUN if line.startswith(start)), None)
@@ -272,20 +272,20 @@ def test_every_line_for_a_shell_is_of_a_known_kind():
     [(block.page, line) for block, line in SHELL if OURS.search(line) and not line.endswith("--help")],
     ids=lambda value: value[:60],
 )
-def test_a_command_is_understood(page, line):
+def test_the_command_line_parses_every_documented_command(page, line):
     for one in re.split(r";\s*(?:do\s+)?|\s+done$", line):
         if found := OURS.search(one):
             assert parsed(shlex.split(found[1] or ""))
 
 
-def test_a_command_that_is_wrong_is_not_understood():
-    """What the test above is worth."""
+def test_the_command_line_refuses_wrong_commands():
+    """This shows that the test above can fail."""
     for words in ("memory --rez 256", "memry", "train --steps 0 --out x", "translate run", "data chek pairs.csv"):
         with pytest.raises(Exception, match=r"No such|Invalid value|Missing parameter|expected"):
             parsed(words.split())
 
 
-def test_commands_and_targets_inside_of_the_text_exist():
+def test_commands_and_make_targets_named_in_the_text_exist():
     spelled = [(path, t.content) for path in PAGES for t in tokens(path) if t.type == "code_inline"]
     targets = [(page, text) for page, text in spelled if re.match(r"make [a-z]", text)]
     ours = [(page, found[1].split()) for page, text in spelled if (found := OURS.match(text)) and found[1]]
@@ -299,13 +299,13 @@ def test_commands_and_targets_inside_of_the_text_exist():
             assert rest[0] in command.commands, f"{name_of(page)}: {' '.join(words)}"
             command = command.commands[rest.pop(0)]
         options = {option for parameter in command.params for option in parameter.opts} | {"--help"}
-        own = rest[: rest.index("--")] if "--" in rest else rest  # a command of the user may follow
+        own = rest[: rest.index("--")] if "--" in rest else rest  # after it comes a command of the user
         asked = {word for word in own if word.startswith("--")}
         assert asked <= options or rest[0] == "COMMAND", f"{name_of(page)}: {' '.join(words)}"
 
 
 def test_the_makefile_has_at_most_fourteen_targets_and_help_lists_them():
-    """Beside those there are kinds of one of them, such as `test-fast`."""
+    """Variants of a target, such as `test-fast`, do not count."""
     plain = [target for target in TARGETS if "-" not in target]
     assert len(plain) <= 14
     assert {target.partition("-")[0] for target in TARGETS} == set(plain)
@@ -316,7 +316,7 @@ def test_the_makefile_has_at_most_fourteen_targets_and_help_lists_them():
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
-    """A folder with what the pages take for granted: a pair of scans, a method of one's own, two sets of records."""
+    """Enter a folder with the files that the pages assume: a pair of scans, a user's method, two sets of records."""
     folder = tmp_path
     monkeypatch.chdir(folder)
     for name, data in zip(("T1", "T2"), pair(0, (16, 18, 17)), strict=True):
@@ -335,7 +335,7 @@ def workplace(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("workplace")
-def test_cheap_commands_are_carried_out_one_after_the_other():
+def test_cheap_documented_commands_run_one_after_another():
     for line, smaller in CARRIED_OUT.items():
         code, out, err = run(*shlex.split(line)[1:], *smaller.split())
         assert code == 0, f"{line}: {err}"
@@ -343,11 +343,11 @@ def test_cheap_commands_are_carried_out_one_after_the_other():
     assert Path("T2_translated.nii.gz").is_file()
 
 
-# --- notebooks, which the site carries out
+# --- notebooks, which the site executes
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
-def test_a_notebook_holds_no_outputs_and_imports_what_is_public(path):
+def test_a_notebook_has_no_outputs_and_imports_only_public_names(path):
     notebook = json.loads(path.read_text())
     assert path.read_text() == json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
     code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
@@ -369,7 +369,7 @@ def notebook_of(*code: str) -> dict[str, object]:
 
 
 @pytest.mark.slow
-def test_a_notebook_becomes_its_text_its_code_and_what_that_gave(monkeypatch):
+def test_a_notebook_becomes_a_page_with_its_text_code_and_outputs(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "docs"))
     notebooks = import_module("notebooks")
     drawn = "import matplotlib.pyplot as plt\nplt.plot([x, 2])\nplt.title('a line')\nplt.show()"
@@ -388,7 +388,7 @@ def test_a_notebook_becomes_its_text_its_code_and_what_that_gave(monkeypatch):
 # --- the site
 
 
-def test_the_reference_of_the_command_line_has_every_command_and_option(monkeypatch):
+def test_the_command_line_reference_has_every_command_with_its_options(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "docs"))
     page, other = ["# Title\n"], ["# Title\n"]
     import_module("conf").reference(None, "docs/cli", page)
@@ -403,7 +403,7 @@ def test_the_reference_of_the_command_line_has_every_command_and_option(monkeypa
 
 
 def commands_below(command, name):
-    """The names of a command and of those below it."""
+    """Yield the full names of a command and of all its subcommands."""
     yield name
     for word, inner in getattr(command, "commands", {}).items():
         yield from commands_below(inner, f"{name} {word}")
@@ -433,16 +433,16 @@ def test_the_site_links_to_the_repository_if_it_is_on_the_web(remote, address, t
 
 
 @pytest.mark.slow
-def test_the_site_is_made_without_a_warning(tmp_path):
-    """Every page and docstring is read, every reference is resolved. `make docs` runs the notebooks, too."""
+def test_the_site_is_built_without_a_warning(tmp_path):
+    """Sphinx reads every page and docstring, and resolves every reference. `make docs` also runs the notebooks."""
     command = [sys.executable, "-m", "sphinx", "-b", "dummy", "-q", "-W", "--keep-going", "-c", "docs"]
     command += ["-D", "run_notebooks=0"]
     trees = tmp_path / "trees"
     command += ["-d", str(trees), ".", str(tmp_path / "site")]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with warm.Popen(command, cwd=ROOT, text=True, **streams) as made:  # importing what is documented takes seconds
+    with warm.Popen(command, cwd=ROOT, text=True, **streams) as made:  # importing the documented modules takes seconds
         _, faults = made.communicate(timeout=900)
     assert (made.returncode, faults) == (0, "")
     read = {path.relative_to(trees).with_suffix(".md") for path in trees.rglob("*.doctree")}
     assert {path.relative_to(ROOT).with_suffix(".md") for path in NOTEBOOKS} <= read
-    assert {path.relative_to(ROOT) for path in PAGES} - {Path("README.md")} <= read  # it is included in parts
+    assert {path.relative_to(ROOT) for path in PAGES} - {Path("README.md")} <= read  # included in parts

@@ -1,4 +1,4 @@
-"""The scans that travel with the project: sound, small, all of them used, and with their source and licence."""
+"""The example scans of the repository: valid, small, all used, and with their source and licence."""
 
 from pathlib import Path
 
@@ -10,11 +10,11 @@ from ppdm.data.manifest import read_manifest
 from ppdm.data.volume import read_volume
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "brain_mri"
-MANIFESTS = {"pairs.csv": 1, "several.csv": 2}  # with the number of their sources
+MANIFESTS = {"pairs.csv": 1, "several.csv": 2}  # number of sources in each manifest
 
 
 @pytest.mark.parametrize(("name", "sources"), MANIFESTS.items())
-def test_the_manifests_are_sound(name, sources):
+def test_the_manifests_pass_all_checks_and_the_scans_are_scaled(name, sources):
     pairs = read_manifest(FOLDER / name)
     assert [(pair.split, len(pair.sources)) for pair in pairs] == [(s, sources) for s in ("train", "train", "test")]
     for report in check_pairs(pairs).reports:

@@ -1,4 +1,4 @@
-"""``benchmarks/harness/programs.py``: its table from made-up records, and the committed one; no program is needed."""
+"""``benchmarks/harness/programs.py``: its table from invented records, and the committed one; no program is needed."""
 
 import csv
 import io
@@ -28,10 +28,10 @@ def test_a_row_has_the_source_the_peaks_and_the_difference() -> None:
     assert next(csv.DictReader(io.StringIO(as_csv([ROW]))))["predicted"] == str(99 << 20)
 
 
-def test_a_version_names_the_modules_that_were_altered(tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_version_names_the_modules_that_were_changed_after_installation(tmp_path: Path, monkeypatch: Any) -> None:
     (tmp_path / "them-2.5.dist-info").mkdir()
     (tmp_path / "them-2.5.dist-info" / "METADATA").write_text("Name: them\nVersion: 2.5\n")
-    digest = "47DEQpj8HBSa-_TImW-5JCeuQeRkm5NMpJWZG3hSuFU"  # of no bytes
+    digest = "47DEQpj8HBSa-_TImW-5JCeuQeRkm5NMpJWZG3hSuFU"  # the hash of an empty file
     listed = "".join(f"{name},sha256={digest},0\n" for name in ("them.py", "other.py", "them.txt"))
     (tmp_path / "them-2.5.dist-info" / "RECORD").write_text(f"{listed}them-2.5.dist-info/RECORD,,\n")
     for name, text in (("them.py", ""), ("other.py", ""), ("them.txt", "altered")):
@@ -42,14 +42,14 @@ def test_a_version_names_the_modules_that_were_altered(tmp_path: Path, monkeypat
     assert version("them") == "2.5 with another other.py"
 
 
-def test_every_program_says_where_it_is_from() -> None:
+def test_every_program_states_its_repository_commit_and_data() -> None:
     for program in PROGRAMS.values():
         assert "/" in program.repository
         assert len(program.commit) >= 7
         assert program.data
 
 
-def test_the_committed_table_is_that_of_its_records_and_the_documentation_has_it() -> None:
+def test_committed_tables_and_documentation_agree_with_the_records() -> None:
     rows = [json.loads(line) for line in (RESULTS / "programs.jsonl").read_text().splitlines()]
     assert (RESULTS / "programs.md").read_text() == f"# Third-party training programs\n\n{table(rows)}"
     assert (RESULTS / "programs.csv").read_text() == as_csv(rows)
@@ -57,10 +57,10 @@ def test_the_committed_table_is_that_of_its_records_and_the_documentation_has_it
     errors = {row["name"]: row["predicted"] / (row["measured"] - row["arrived"]) - 1 for row in rows}
     assert all(abs(error) <= 0.02 for error in errors.values()), errors
     assert all(row["arrived"] <= row["may_arrive"] for row in rows)
-    assert sum(abs(row["predicted"] / row["measured"] - 1) <= 0.02 for row in rows) >= 6  # batches in time or not
+    assert sum(abs(row["predicted"] / row["measured"] - 1) <= 0.02 for row in rows) >= 6  # even with prefetched batches
 
 
-def test_programs_are_run_where_their_files_are(tmp_path: Path, monkeypatch: Any) -> None:
+def test_each_program_runs_in_the_folder_with_its_files(tmp_path: Path, monkeypatch: Any) -> None:
     asked: list[Path] = []
 
     def made(name: str, folder: Path, interpreter: str) -> dict[str, Any]:
@@ -72,4 +72,4 @@ def test_programs_are_run_where_their_files_are(tmp_path: Path, monkeypatch: Any
         programs.main(tmp_path, tmp_path / "files", "python", [name])
     assert asked == [tmp_path / "files" / "nanogpt", tmp_path / "files" / "dcgan"]
     rows = [json.loads(line) for line in (tmp_path / "programs.jsonl").read_text().splitlines()]
-    assert [row["name"] for row in rows] == ["nanogpt", "dcgan"]  # in the order of PROGRAMS, and none is lost
+    assert [row["name"] for row in rows] == ["nanogpt", "dcgan"]  # in the order of PROGRAMS; earlier records are kept

@@ -1,4 +1,4 @@
-"""What a release needs: one version, a changelog and a citation that agree with it, and licences that go together."""
+"""Requirements of a release: one version, changelog, citation, package metadata, workflows and compatible licences."""
 
 import os
 import re
@@ -31,7 +31,7 @@ def test_the_version_is_written_in_one_place():
         assert not re.search(rf"\b{re.escape(__version__)}\b", text(name)), name
 
 
-def test_the_changelog_tells_of_this_version():
+def test_the_changelog_has_an_entry_for_this_version():
     headings = re.findall(r"^## \[(.+?)\](?: - \d{4}-\d\d-\d\d)?$", text("CHANGELOG.md"), re.MULTILINE)
     assert headings[0] == "Unreleased"
     released = headings[1:]
@@ -40,11 +40,11 @@ def test_the_changelog_tells_of_this_version():
     assert set(kinds) <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
 
 
-def test_the_citation_has_what_its_format_asks_for():
+def test_the_citation_file_has_the_required_fields():
     citation = yaml.safe_load(text("CITATION.cff"))
     assert set(citation) >= {"cff-version", "message", "title", "authors"}
     assert (citation["cff-version"], citation["license"]) == ("1.2.0", "Apache-2.0")
-    assert "version" not in citation  # it is in one place
+    assert "version" not in citation  # it is written only in ppdm/_version.py
     assert citation["identifiers"][0]["value"] == "arXiv:2606.15323"
 
 
@@ -56,10 +56,10 @@ STEPS = [
 ]
 
 
-def test_the_metadata_say_what_an_index_of_packages_shows():
+def test_the_package_metadata_agrees_with_citation_and_tested_versions():
     project = tomllib.loads(text("pyproject.toml"))["project"]
     assert set(project["classifiers"]) <= classifiers
-    assert not any(one.startswith("License ::") for one in project["classifiers"])  # it is an expression
+    assert not any(one.startswith("License ::") for one in project["classifiers"])  # the licence is an SPDX expression
     assert "Operating System :: POSIX" in project["classifiers"]
     citation = yaml.safe_load(text("CITATION.cff"))
     assert [one["name"] for one in project["authors"]] == [one["name"] for one in citation["authors"]]
@@ -69,7 +69,7 @@ def test_the_metadata_say_what_an_index_of_packages_shows():
     assert project["requires-python"] == f">={tested[0]}"
 
 
-def test_workflows_may_no_more_than_they_need_and_call_targets_that_there_are():
+def test_workflows_have_minimal_permissions_and_call_existing_make_targets():
     targets = set(re.findall(r"^([a-z-]+):", text("Makefile"), re.MULTILINE))
     called = {word for _, _, step in STEPS for word in re.findall(r"\bmake ([a-z-]+)", step.get("run", ""))}
     assert called >= {"test", "lint", "docs"}
@@ -86,7 +86,7 @@ def test_workflows_may_no_more_than_they_need_and_call_targets_that_there_are():
 
 
 def test_a_release_needs_the_tag_of_the_version_and_a_date_in_the_changelog(tmp_path):
-    """The step of the workflow, carried out beside a changelog with a date, and with another tag or no date."""
+    """The step of the workflow passes with the right tag and a date, and fails with another tag or without a date."""
     (script,) = [step["run"] for _, job, step in STEPS if job == "build" and "notes.md" in step.get("run", "")]
     (tmp_path / "ppdm").mkdir()
     (tmp_path / "ppdm/_version.py").write_text(text("ppdm/_version.py"))
@@ -107,14 +107,14 @@ def test_a_release_needs_the_tag_of_the_version_and_a_date_in_the_changelog(tmp_
     assert ends(f"v{__version__}", dated.replace(" - 2026-12-01", "")) != 0
 
 
-def test_the_hooks_before_a_commit_are_of_the_versions_that_lint_runs():
+def test_pre_commit_runs_ruff_in_the_pinned_version():
     hooks = yaml.safe_load(text(".pre-commit-config.yaml"))["repos"]
     (ruff,) = [one for one in hooks if "ruff" in one["repo"]]
     assert f"ruff=={ruff['rev'].removeprefix('v')}" in text("constraints.txt").splitlines()
     assert [hook["id"] for hook in ruff["hooks"]] == ["ruff-check", "ruff-format"]
 
 
-def test_templates_of_issues_are_forms():
+def test_issue_templates_are_valid_forms():
     for path in (ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml"):
         form = yaml.safe_load(path.read_text())
         if path.stem != "config":
@@ -124,10 +124,10 @@ def test_templates_of_issues_are_forms():
             assert all(one["attributes"]["label"] for one in fields)
 
 
-# --- licences: `make lint` holds the list against what is installed
+# --- licences: `make lint` compares the list with the installed packages
 
 
-def test_the_check_of_licences_finds_what_is_wrong(monkeypatch):
+def test_the_licence_check_finds_wrong_and_missing_entries(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks/harness"))
     licences = import_module("licences")
     right = licences.listed(text("docs/licences.md"))

@@ -1,4 +1,4 @@
-"""``benchmarks/harness/rivals.py``: its table from made-up answers, and what it asks; no rival is needed."""
+"""``benchmarks/harness/rivals.py``: its table from invented answers, and its choice of runs; no rival is needed."""
 
 import csv
 import io
@@ -21,7 +21,7 @@ FOUND = [
 ]
 
 
-def test_errors_are_folded_and_what_was_not_taken_is_said() -> None:
+def test_the_table_summarises_errors_and_states_why_predictions_are_missing() -> None:
     lines = table(FOUND).splitlines()
     assert lines[2:6] == [
         "| a | peak allocated | 10 | +0.0% | −50.0% | – |",
@@ -38,7 +38,7 @@ def test_errors_are_folded_and_what_was_not_taken_is_said() -> None:
     assert lines[12] == "*third* has no prediction for: a layer (2 of 4)."
 
 
-def test_the_file_holds_bytes_or_words() -> None:
+def test_the_csv_has_predicted_bytes_or_a_reason() -> None:
     rows = list(csv.DictReader(io.StringIO(as_csv(FOUND))))
     assert rows[0]["other_bytes"] == str(5 * GIB)
     assert rows[1]["other_bytes"] == "what is reserved"
@@ -47,11 +47,11 @@ def test_the_file_holds_bytes_or_words() -> None:
 
 def test_every_published_peak_and_the_first_values_of_the_other_file_are_compared() -> None:
     records = list(rivals.chosen())
-    assert len(records) == 21 + len(rivals.FIRST) + 1  # one of them has two records
+    assert len(records) == 21 + len(rivals.FIRST) + 1  # one run has two records
     assert {r.metric for r in records} == {"peak_allocated", "peak_reserved", "refused"}
 
 
-def test_what_a_rival_raises_is_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_exception_of_a_tool_is_recorded_as_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuses(_: Record) -> int:
         raise CannotError("this")
 
@@ -65,9 +65,9 @@ def test_what_a_rival_raises_is_its_answer(monkeypatch: pytest.MonkeyPatch) -> N
     assert found.name == "net, 8×8×8"
 
 
-def test_memory_tracker_of_pytorch_runs_here(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_memory_tracker_of_pytorch_predicts_a_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rivals.published_runs, "DEVICE", "cpu")
     options = {"step": "convolution", "x": [[1, 4, 8, 8]], "layer": [4, 4, 3], "gradients": False, "dtype": "fp32"}
     common: dict[str, Any] = {"kind": "published", "metric": "peak_allocated", "value": 1, "phase": "forward"}
     seen = rivals.mem_tracker(Record(options=options, **common))
-    assert 2 * 4 * 8 * 8 * 4 <= seen < 2 * 4 * 8 * 8 * 4 + 4096  # input and output, and a small weight
+    assert 2 * 4 * 8 * 8 * 4 <= seen < 2 * 4 * 8 * 8 * 4 + 4096  # input, output and a small weight

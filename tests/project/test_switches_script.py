@@ -1,4 +1,4 @@
-"""``benchmarks/harness/switches.py``: its arithmetic on made-up times, and that every switch is one."""
+"""``benchmarks/harness/switches.py``: its table from invented times, and the effect of every switch."""
 
 import csv
 import io
@@ -17,24 +17,24 @@ FOUND = [
 ]
 
 
-def test_time_is_the_median_of_ratios_of_a_round() -> None:
+def test_relative_time_is_the_median_of_the_ratios_within_each_round() -> None:
     lines = table(FOUND).splitlines()
     assert lines[2] == "| none | 4.00 | 1.00× | 2.5 | same bits |"
     assert lines[3] == "| `network.precision=bf16` + `network.compile=true` | 1.00 | 1.50× | 40.0 | 1.0e-02 |"
 
 
-def test_the_file_holds_every_time() -> None:
+def test_the_csv_has_every_measured_time() -> None:
     rows = list(csv.DictReader(io.StringIO(as_csv(FOUND))))
     assert [float(rows[1][f"step_seconds_{k}"]) for k in (1, 2, ROUNDS)] == [1.0, 3.0, 3.0]
     assert rows[1]["r=4, train, B"] == str(GIB)
 
 
 @pytest.mark.parametrize("switch", SWITCHES[1:])
-def test_each_is_another_point(switch: str) -> None:
+def test_each_switch_changes_the_method(switch: str) -> None:
     assert switched(TIMED, switch) != TIMED
 
 
-def test_recomputation_leaves_the_gradient_as_it_is_and_half_precision_does_not() -> None:
+def test_recomputation_keeps_the_gradient_and_half_precision_changes_it() -> None:
     plain = gradient(COMPARED)
     assert plain.norm() > 0
     assert (gradient(switched(COMPARED, "network.checkpointing=conv")) == plain).all()

@@ -1,4 +1,4 @@
-"""The wheel as a user gets it: three packages, typed, and a command that runs from any folder."""
+"""The wheel for users: three typed packages, and a command that runs from any folder."""
 
 import configparser
 import os
@@ -37,7 +37,7 @@ def unpacked(wheel, tmp_path_factory) -> Path:
 
 
 def run(unpacked: Path, cwd: Path, *words: str) -> str:
-    """What the command prints, by the entry point that the wheel declares, from an empty folder."""
+    """Run the command through the entry point of the wheel, in folder `cwd`, and return its output."""
     entry_points = configparser.ConfigParser()
     entry_points.read(next(unpacked.glob("*.dist-info")) / "entry_points.txt")
     module, _, function = entry_points["console_scripts"]["ppdm-bench"].partition(":")
@@ -61,7 +61,7 @@ command()
     return done.stdout
 
 
-def test_three_packages_and_nothing_else(wheel):
+def test_the_wheel_contains_three_packages_and_nothing_else(wheel):
     with zipfile.ZipFile(wheel) as archive:
         tops = {name.split("/")[0] for name in archive.namelist()}
     (information,) = tops - PACKAGES
@@ -70,7 +70,7 @@ def test_three_packages_and_nothing_else(wheel):
     assert information.endswith(".dist-info")
 
 
-def test_every_package_is_typed_and_whole(unpacked):
+def test_every_package_is_typed_and_complete(unpacked):
     folders = {"ppdm": ".", "ppdm_baselines": "baselines", "ppdm_bench": "benchmarks"}
     for package, folder in folders.items():
         assert (unpacked / package / "py.typed").is_file()
@@ -78,7 +78,7 @@ def test_every_package_is_typed_and_whole(unpacked):
         assert {path.relative_to(unpacked) for path in (unpacked / package).rglob("*.py")} == source
 
 
-def test_the_metadata_are_those_of_the_project(unpacked):
+def test_the_metadata_has_the_version_and_dependencies_of_the_project(unpacked):
     from ppdm import __version__
 
     metadata = (next(unpacked.glob("*.dist-info")) / "METADATA").read_text()
@@ -88,7 +88,7 @@ def test_the_metadata_are_those_of_the_project(unpacked):
     assert "torchvision" not in metadata
 
 
-def test_the_command_answers_from_an_empty_folder(unpacked, tmp_path):
+def test_the_command_runs_in_an_empty_folder_and_writes_nothing(unpacked, tmp_path):
     from ppdm import __version__
 
     assert run(unpacked, tmp_path, "--version") == f"ppdm-bench {__version__}\n"
@@ -97,7 +97,7 @@ def test_the_command_answers_from_an_empty_folder(unpacked, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_outside_of_a_checkout_no_commit_is_claimed(unpacked, tmp_path):
+def test_outside_a_checkout_the_environment_has_no_commit(unpacked, tmp_path):
     import json
 
     found = json.loads(run(unpacked, tmp_path, "env", "--json"))

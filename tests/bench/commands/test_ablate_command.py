@@ -1,4 +1,4 @@
-"""``ppdm-bench ablate``: the cells of the grids, the plan from their pace, and the command from end to end."""
+"""``ppdm-bench ablate``: the cells, the plan from their step times, and the whole command."""
 
 import json
 from dataclasses import replace
@@ -38,7 +38,7 @@ def by_label(grids, base=TINY, variations=()):
     return {cell.label: cell for cell in plan_cells(base, grids, variations)}
 
 
-def test_one_axis_at_a_time():
+def test_one_varies_one_axis_at_a_time():
     found = by_label(["one"])
     names = "default, r=1, r=4, r=8, r=1x2x2, loss=off, loss=cell, bridge=linear, bridge=i2sb, bridge=noise"
     assert ", ".join(found) == names
@@ -50,7 +50,7 @@ def test_one_axis_at_a_time():
     assert not any(cell.timed or cell.reason for cell in found.values())
 
 
-def test_each_with_each_but_cells_without_borders():
+def test_full_combines_all_levels_and_skips_cells_without_block_borders():
     found = by_label(["full"])
     assert len(found) == 5 * 3 * 4
     left_out = [cell for cell in found.values() if cell.reason]
@@ -63,7 +63,7 @@ def test_each_with_each_but_cells_without_borders():
     )
 
 
-def test_every_representation_with_and_without_a_bridge():
+def test_space_combines_every_representation_with_and_without_a_bridge():
     found = by_label(["space"])
     assert len(found) == 4 * 2
     assert all(cell.timed for cell in found.values())
@@ -72,7 +72,7 @@ def test_every_representation_with_and_without_a_bridge():
     assert (noise.kernel, noise.target, noise.loss) == (Gaussian("cosine"), "x0", TINY.loss)
 
 
-def test_a_point_is_one_cell_however_it_is_asked_for():
+def test_the_same_method_in_several_requests_is_one_cell():
     found = by_label(["one", "space"], variations=["kernel=i2sb,linear", "kernel.gamma=1", "representation=identity"])
     assert len(found) == 10 + 4 + 1
     assert found["default"].timed
@@ -81,7 +81,7 @@ def test_a_point_is_one_cell_however_it_is_asked_for():
     assert found["kernel.gamma=1"].levels == ()
 
 
-def test_around_a_method_of_another_place():
+def test_one_varies_around_a_base_with_other_levels():
     base = replace(TINY, representation=Identity(), kernel=Gaussian("linear"), target="noise", loss=Loss())
     found = by_label(["one"], base)
     assert found["default"].levels == ("r=1", "off", "noise")
@@ -91,7 +91,7 @@ def test_around_a_method_of_another_place():
     assert found["loss=all"].method.loss == Loss(2, 1.0, "all")
 
 
-def test_what_a_table_tells_a_cell_apart_by():
+def test_the_description_of_a_cell_states_its_levels_and_settings():
     found = by_label(["full"])
     described = found["r=1x2x2 bridge=noise"].describe("b")
     assert described["levels"] == {"space": "r=1x2x2", "loss": "all", "bridge": "noise"}
@@ -99,7 +99,7 @@ def test_what_a_table_tells_a_cell_apart_by():
     assert described["default"] is False
 
 
-def test_variations_are_refused_in_words():
+def test_an_invalid_variation_is_refused():
     with pytest.raises(VariationError, match=r"has no kernel\.beta"):
         plan_cells(TINY, [], ["kernel.beta=1"])
 
@@ -119,7 +119,7 @@ def ablation(**changes):
 
 
 def paced(plan, **seconds):
-    """A pace for each cell: .1 s, or what is said for its representation; None where it does not fit."""
+    """Return a step time for each cell: 0.1 s, or the value given for its representation; None if it does not fit."""
     found = {}
     for cell in plan.present:
         value = seconds.get(cell.levels[0].replace("=", ""), 0.1)
@@ -128,7 +128,7 @@ def paced(plan, **seconds):
     return found
 
 
-def test_equal_time_is_what_the_method_itself_takes_and_shared_where_steps_are_the_same():
+def test_equal_time_is_that_of_the_default_and_equal_trainings_are_shared():
     plan = ablation()
     found = plan_trainings(plan, paced(plan, r1=1.0, r4=0.05))
     mine = [work for work in found if work.trial.subjects.task == "mri-t1t2" and work.trial.schedule.seed == 0]
@@ -143,20 +143,20 @@ def test_equal_time_is_what_the_method_itself_takes_and_shared_where_steps_are_t
     assert all(work.seconds > work.trial.schedule.steps * 0.05 for work in found)
 
 
-def test_a_block_grid_is_only_measured_where_the_volumes_have_room_for_it():
+def test_block_grids_that_are_too_large_for_the_volumes_are_not_measured():
     assert ablation().grids == [2, 4, (1, 2, 2)]
     assert ablation().too_large == [8]
     assert not ablation(sets=[PhantomSubjects("mri-t1t2", 5, 32)]).too_large
 
 
-def test_minutes_are_for_every_cell():
+def test_minutes_set_the_equal_time_of_every_cell():
     plan = ablation(minutes=0.5)
     found = plan_trainings(plan, paced(plan, r8=0.2))
     steps = {work.trial.schedule.steps for work in found if work.cell.label == "r=8" and "time" in work.budgets}
     assert steps == {150}
 
 
-def test_what_does_not_fit_into_memory_is_not_trained():
+def test_a_cell_that_does_not_fit_into_memory_is_not_trained():
     plan = ablation()
     found = plan_trainings(plan, paced(plan, r1=None))
     assert not [work for work in found if work.cell.levels[0] == "r=1"]
@@ -164,7 +164,7 @@ def test_what_does_not_fit_into_memory_is_not_trained():
 
 @pytest.fixture
 def small(tmp_path, monkeypatch, unrendered):
-    """Pairs in the place of phantoms, a stated peak in the place of predictions, and no rendering."""
+    """Use small pairs instead of phantoms, a fixed peak instead of predictions, and no rendering; return the folder."""
     rows = ["subject,split,source,target"]
     for number, split in enumerate(("train", "train", "val", "test", "test")):
         for name, data in zip("ab", pair(number, (16, 16, 16)), strict=True):
@@ -180,7 +180,7 @@ def small(tmp_path, monkeypatch, unrendered):
 
 
 @pytest.mark.slow
-def test_one_tidy_set_from_end_to_end_and_nothing_twice(small, monkeypatch):
+def test_the_command_writes_all_records_and_a_repetition_trains_nothing(small, monkeypatch):
     code, out, err = run(*PAIR, "--memory-res", 24, "--json")
     assert code == 0, err
     assert "quick profile" in err
@@ -218,15 +218,15 @@ JOBS = ("--launcher", "submitit", "--launcher-option", "cluster=debug")
 
 @pytest.fixture
 def same_pace(monkeypatch):
-    """A step that takes the same time whenever it is measured, so that equal time is the same number of steps."""
+    """Make every step take the same time in every measurement, so that equal time is the same number of steps."""
     pytest.importorskip("submitit")
     monkeypatch.setattr(step_time, "_time_step", lambda *_: 0.5)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # submitit leaves its logs open
-def test_jobs_come_to_the_records_of_the_command_itself_and_go_on(small, same_pace, monkeypatch):
-    timed = ("--minutes", "0.02")  # 2 steps, equal time and equal steps alike
+def test_jobs_give_the_records_of_a_local_run_and_can_resume(small, same_pace, monkeypatch):
+    timed = ("--minutes", "0.02")  # 2 steps, both for equal time and for equal steps
     assert run(*PAIR, *timed)[0] == 0
     code, _, err = run(*PAIR, *timed, "--out", "spread", *JOBS)
     assert code == 0, err
@@ -245,7 +245,7 @@ def test_jobs_come_to_the_records_of_the_command_itself_and_go_on(small, same_pa
     (kept,) = (small / "spread" / "jobs").glob("*/records.jsonl")
     assert {r.metric for r in RecordFile(kept).read()} == {"step_seconds"}
 
-    # On another machine the same command goes on with the pace and the steps that it began with.
+    # On another machine, the same command resumes with the step times and numbers of steps of the first machine.
     monkeypatch.setattr(step_time, "environment", lambda: {"cpu": "another"})
     monkeypatch.setattr(step_time, "_time_step", lambda *_: pytest.fail("the pace was measured again"))
     monkeypatch.setattr("ppdm.training.on_manifest.train_arrays", lambda *_, **__: pytest.fail("it was trained again"))
@@ -255,7 +255,7 @@ def test_jobs_come_to_the_records_of_the_command_itself_and_go_on(small, same_pa
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_lost_job_is_told_and_is_no_finding(small, same_pace, monkeypatch):
+def test_a_lost_job_is_reported_and_leaves_no_failed_record(small, same_pace, monkeypatch):
     original = trials.train_run
 
     def lost(method, *given, **more):
@@ -275,7 +275,7 @@ def test_a_lost_job_is_told_and_is_no_finding(small, same_pace, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_without_a_pace_nothing_is_trained(small, same_pace, monkeypatch):
+def test_the_command_is_refused_if_the_step_times_cannot_be_measured(small, same_pace, monkeypatch):
     def lost(*_):
         raise OSError("the node is gone")
 
@@ -286,7 +286,7 @@ def test_without_a_pace_nothing_is_trained(small, same_pace, monkeypatch):
     )
 
 
-def test_a_pace_that_counts_is_of_one_machine(tmp_path, same_pace):
+def test_step_times_must_come_from_one_machine(tmp_path, same_pace):
     wanted = plan_cells(TINY, [], ["kernel=i2sb"])
     times = StepTimes(wanted, "b", (8, 8, 8), 1)
     records = [*times.measure("cpu", RecordFile(tmp_path / "r")).values()]
@@ -298,7 +298,7 @@ def test_a_pace_that_counts_is_of_one_machine(tmp_path, same_pace):
     assert not more.of_one_machine("auto", records)
 
 
-def test_what_is_left_out_or_fails_is_a_row_with_its_reason(small):
+def test_a_failed_training_is_a_row_with_its_reason(small):
     words = (*SMALL, "--configurations", "none", "--vary", "optimisation.learning_rate=1e30")
     code, out, err = run(*words)
     assert code == 1
@@ -311,7 +311,7 @@ def test_what_is_left_out_or_fails_is_a_row_with_its_reason(small):
 
 
 @pytest.mark.slow
-def test_a_cell_is_predicted_as_memory_predicts_its_method(tmp_path):
+def test_the_predicted_peak_of_a_cell_records_its_method(tmp_path):
     found = next(record_peaks(plan_cells(TINY, []), "b", [(8, 8, 8)], 1, RecordFile(tmp_path / "r"), print))
     peak = next(record for record in found if record.metric == "peak_allocated")
     assert peak.value > 10_000
@@ -319,7 +319,7 @@ def test_a_cell_is_predicted_as_memory_predicts_its_method(tmp_path):
     assert Method.from_dict(peak.options["resolved"]) == TINY
 
 
-def test_a_pace_is_measured_once_on_a_machine(tmp_path, monkeypatch):
+def test_step_times_are_measured_once_per_machine(tmp_path, monkeypatch):
     steps = []
     monkeypatch.setattr(
         step_time, "_time_step", lambda training, *_: steps.append(training.method) or float(len(steps))
@@ -328,7 +328,7 @@ def test_a_pace_is_measured_once_on_a_machine(tmp_path, monkeypatch):
     file = RecordFile(tmp_path / "records.jsonl")
     times = StepTimes(wanted, "b", (8, 8, 8), 1)
     found = times.by_label(times.measure("cpu", file))
-    assert len(steps) == 2 * (step_time.ROUNDS + 1)  # a learning rate does not change how long a step takes
+    assert len(steps) == 2 * (step_time.ROUNDS + 1)  # the learning rate does not affect the time of a step
     assert [*found] == ["default", "optimisation.learning_rate=1e-5", "kernel=i2sb"]
     assert found["default"].value == found["optimisation.learning_rate=1e-5"].value
     assert len(found["default"].samples) == step_time.ROUNDS
@@ -339,7 +339,7 @@ def test_a_pace_is_measured_once_on_a_machine(tmp_path, monkeypatch):
     }
 
 
-def test_a_step_that_does_not_fit_is_a_row(tmp_path, monkeypatch):
+def test_a_step_that_runs_out_of_memory_is_a_row(tmp_path, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -362,7 +362,7 @@ def test_a_step_that_does_not_fit_is_a_row(tmp_path, monkeypatch):
         (("--launcher-option", "timeout_min=9"), "give it with --launcher submitit"),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_is_made(words, sentence, tmp_path, monkeypatch):
+def test_invalid_options_are_refused_before_any_file_is_written(words, sentence, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert sentence in refused(2, "ablate", *words, "--device", "cpu", "--out", "out")
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""The command line as a person meets it: options, sentences, exit codes, and what lies on the disk afterwards."""
+"""The command line as a user sees it: options, messages, exit codes and output files."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def empty_folder(tmp_path, monkeypatch, unrendered):
 
 @pytest.fixture(scope="module")
 def predicted(tmp_path_factory):
-    """One run with most options, as JSON."""
+    """The result of one run with most options and ``--json``: exit code, records, stderr and output folder."""
     folder = tmp_path_factory.mktemp("memory")
     scan = write_scan(folder / "scan.nii.gz")
     words = ("memory", "--like", scan, "--width", 8, "--set", SHALLOW, "--phase", "sample", "--factor", "2,1x2x2")
@@ -56,7 +56,7 @@ def predicted(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_all_methods_and_their_factors(predicted):
+def test_memory_covers_all_methods_and_the_requested_factors(predicted):
     code, records, _, _ = predicted
     assert code == 0
     rows = dict.fromkeys((record.method, record.variant) for record in records)
@@ -65,7 +65,7 @@ def test_all_methods_and_their_factors(predicted):
 
 
 @pytest.mark.slow
-def test_size_and_spacing_are_those_of_the_scan(predicted):
+def test_size_and_spacing_come_from_the_scan(predicted):
     _, records, _, _ = predicted
     assert {(record.shape, record.spacing) for record in records} == {((17, 18, 15), (1.0, 2.0, 3.0))}
 
@@ -79,14 +79,14 @@ def test_every_other_option_is_in_the_records(predicted):
 
 
 @pytest.mark.slow
-def test_the_records_that_are_printed_are_those_on_disk(predicted):
+def test_the_printed_records_equal_those_on_disk(predicted):
     _, records, err, folder = predicted
     assert RecordFile(folder / "records.jsonl").read() == records
     assert f"written: {folder / 'records.jsonl'}" in err
 
 
 @pytest.mark.slow
-def test_what_is_named_as_written_is_there(predicted):
+def test_the_reported_files_are_those_in_the_folder(predicted):
     _, _, err, folder = predicted
     named = {Path(name).name for name in err.strip().removeprefix("written: ").split(", ")}
     assert named == {path.name for path in folder.iterdir() if path.name != ".lock"}
@@ -94,7 +94,7 @@ def test_what_is_named_as_written_is_there(predicted):
 
 
 @pytest.mark.slow
-def test_the_same_command_again_adds_nothing_and_prints_a_table():
+def test_a_repeated_command_adds_no_records_and_prints_the_table():
     for _ in range(2):
         code, out, err = run(*TINY, "--res", 16, "--device", "predict")
         assert (code, err) == (0, "")
@@ -119,7 +119,7 @@ def test_a_second_run_into_the_same_folder_adds_its_rows_to_the_table():
     assert shapes == ["shape", "16x16x16", "24x24x24"]
 
 
-def test_the_later_answer_to_a_question_counts_in_the_place_of_the_first(tmp_path, capsys):
+def test_a_later_record_of_a_measurement_replaces_the_earlier_one(tmp_path, capsys):
     def peak(value, config="a", **other):
         return Record(metric="peak_allocated", kind="predicted", value=value, config_id=config, **other)
 
@@ -132,7 +132,7 @@ def test_the_later_answer_to_a_question_counts_in_the_place_of_the_first(tmp_pat
 
 
 @pytest.mark.slow
-def test_settings_multiply():
+def test_all_combinations_of_precision_and_checkpointing_are_predicted():
     more = ("--precision", "bf16,fp32", "--checkpointing", "none,block")
     code, out, _ = run(*TINY, "--shape", "8x9x10", "--device", "predict", *more, "--json")
     assert code == 0
@@ -147,7 +147,7 @@ def test_settings_multiply():
 
 
 @pytest.mark.slow
-def test_any_field_of_the_design_space_is_a_row():
+def test_set_and_vary_accept_any_field_of_the_design_space():
     more = ("--set", SHALLOW, "--vary", "network.checkpointing=block", "--vary", "kernel=i2sb")
     words = (*TINY, "--method", "patch", "--res", 8, "--device", "predict", "--phase", "train", *more)
     code, out, err = run(*words, "--json")
@@ -165,7 +165,7 @@ def test_any_field_of_the_design_space_is_a_row():
 
 
 @pytest.mark.parametrize("command", ["memory", "speed", "plan", "train"])
-def test_a_field_that_there_is_not_is_bad_usage(command):
+def test_an_unknown_field_is_a_usage_error(command):
     about = {"plan": ("--res", 16, "--budget", "1GB"), "train": ("--task", "mri-t1t2")}.get(command, ("--res", 16))
     sentence = refused(2, command, *about, "--method", "ppdm", "--set", "kernel.beta=1", "--out", "made")
     assert "a method has no kernel.beta; it has" in sentence
@@ -173,8 +173,8 @@ def test_a_field_that_there_is_not_is_bad_usage(command):
 
 
 @pytest.mark.slow
-def test_several_sizes_from_the_smallest_on_and_an_out_of_memory_in_the_middle():
-    """Real children, a real limit: the second size runs out of memory, and the third is not tried."""
+def test_sizes_are_measured_in_ascending_order_until_one_runs_out_of_memory():
+    """With real children and a real memory limit, the second size runs out of memory and the third is skipped."""
     words = (*TINY, "--res", "32,16,24", "--device", "cpu", "--budget", "3MB", "--no-gate", "--out", "o")
     code, out, err = run(*words)
     assert (code, err) == (0, "")
@@ -196,14 +196,14 @@ def test_several_sizes_from_the_smallest_on_and_an_out_of_memory_in_the_middle()
     measured = {row[2]: row for row in rows if row[3] == "measured"}
     fits = {size: next((cell for cell in row if cell in ("yes", "no")), "–") for size, row in measured.items()}
     assert fits == {"16×16×16": "yes", "24×24×24": "no", "32×32×32": "–"}
-    assert "+0.00%" in measured["16×16×16"]  # the error of the prediction
+    assert "+0.00%" in measured["16×16×16"]  # error of the prediction
     assert "ppdm r=2 24×24×24, measured, sample: out of memory" in out
 
 
-def test_the_authors_preset_is_a_row_of_its_own(monkeypatch):
+def test_the_preset_authors_adds_its_configurations(monkeypatch):
     from ppdm_bench.memory import memory_output
 
-    monkeypatch.setattr(memory_output, "carry_out", lambda *_: iter([[]]))  # only what is asked for
+    monkeypatch.setattr(memory_output, "carry_out", lambda *_: iter([[]]))  # the test checks only the request
     plans = []
     monkeypatch.setattr(memory_output, "present", lambda *_: ("", []))
     monkeypatch.setattr("ppdm_bench.memory.command.MemoryPlan", lambda *a: plans.append(a) or _Planned())
@@ -243,7 +243,7 @@ def own(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("own")
-def test_a_method_of_ones_own_may_print_and_the_json_stays_json():
+def test_a_user_method_that_prints_does_not_corrupt_the_json():
     words = ("memory", "--width", 8, "--phase", "sample", "--res", 16, "--factor", "2", "--device", "predict")
     code, out, err = run(*words, "--method", "own_methods:MINE", "--json")
     assert code == 0
@@ -255,7 +255,7 @@ def test_a_method_of_ones_own_may_print_and_the_json_stays_json():
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("own")
-def test_a_row_that_could_not_be_done_is_told_and_the_others_are_there():
+def test_a_failed_row_is_reported_and_the_other_rows_are_shown():
     code, out, err = run(*TINY, "--method", "own_methods:FAILS", "--res", 16, "--device", "predict")
     assert code == 1
     assert "ppdm-bench: fails r=2 sample, predicted: RuntimeError: cannot be encoded" in err
@@ -263,7 +263,7 @@ def test_a_row_that_could_not_be_done_is_told_and_the_others_are_there():
     assert "error" in out
 
 
-# --- what cannot be
+# --- invalid input
 
 
 @pytest.mark.parametrize(
@@ -304,17 +304,17 @@ def test_a_row_that_could_not_be_done_is_told_and_the_others_are_there():
         (["--res", "16", "--resolution", "3"], "--resolution"),
     ],
 )
-def test_bad_usage_is_a_sentence_and_leaves_nothing(tmp_path, words, sentence):
+def test_a_usage_error_gives_a_message_and_creates_no_files(tmp_path, words, sentence):
     assert sentence in refused(2, "memory", *words)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_unknown_command_is_bad_usage():
+def test_an_unknown_command_or_option_is_a_usage_error():
     assert "memory" in refused(2, "memroy")
     assert "--nothing" in refused(2, "--nothing")
 
 
-def test_scans_that_are_no_volume(tmp_path):
+def test_files_that_are_not_a_3d_volume_are_refused(tmp_path):
     good = write_scan(tmp_path / "good.nii.gz").read_bytes()
     (tmp_path / "short.nii.gz").write_bytes(good[:100])
     (tmp_path / "text.nii").write_text("hello")
@@ -327,13 +327,13 @@ def test_scans_that_are_no_volume(tmp_path):
 
 
 @pytest.mark.parametrize("out", ["file", "file/below"])
-def test_a_folder_that_cannot_be_written_is_found_out_first(tmp_path, out):
+def test_an_output_folder_that_cannot_be_created_is_refused(tmp_path, out):
     (tmp_path / "file").write_text("mine")
     assert "a file is in its place" in refused(1, *TINY, "--res", 16, "--out", out)
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_without_a_gpu_cuda_cannot_be_measured_on():
+def test_without_a_gpu_the_device_cuda_is_refused():
     import torch
 
     if torch.cuda.is_available():
@@ -342,7 +342,7 @@ def test_without_a_gpu_cuda_cannot_be_measured_on():
     assert not Path("runs").exists()
 
 
-def test_a_traceback_is_for_those_who_ask():
+def test_debug_shows_the_traceback():
     for words in (("--debug", "memory", "--like", "missing.nii"), ("memory", "--like", "missing.nii", "--debug")):
         code, _, err = run(*words)
         assert code == 1
@@ -350,7 +350,7 @@ def test_a_traceback_is_for_those_who_ask():
         assert err.splitlines()[-1].startswith("ppdm-bench: missing.nii does not exist")
 
 
-def test_what_was_not_foreseen_is_confessed(monkeypatch):
+def test_an_unexpected_error_is_reported_with_a_hint_to_debug(monkeypatch):
     def fail(*_):
         raise ZeroDivisionError("division by zero")
 
@@ -379,7 +379,7 @@ MINE = PPDM
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)]
 )
-def test_an_end_from_outside_leaves_complete_records_and_no_child(tmp_path, number, code):
+def test_a_signal_ends_the_command_with_complete_records_and_no_child_process(tmp_path, number, code):
     (tmp_path / "hangs.py").write_text(HANGS)
     words = ("memory", "--width", "8", "--phase", "sample", "--res", "16", "--factor", "2", "--device", "cpu")
     command = [sys.executable, "-m", "ppdm_bench", *words, "--method", "hangs:MINE"]
@@ -411,7 +411,7 @@ main()
 
 @pytest.mark.slow
 @pytest.mark.parametrize("words", [["--help"], ["--version"], ["memory", "--help"], ["memory", "--res", "0"], []])
-def test_help_version_and_bad_usage_need_no_pytorch(words):
+def test_help_version_and_usage_errors_need_no_pytorch(words):
     command = [sys.executable, "-c", WITHOUT_TORCH, *words]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
     assert "torch" not in done.stderr
@@ -442,7 +442,7 @@ HEAVY = {"torch", "numpy", "scipy", "pandas", "matplotlib", "seaborn", "skimage"
 
 
 @pytest.mark.slow
-def test_the_command_line_and_the_help_of_every_command_import_nothing_heavy():
+def test_the_help_of_every_command_imports_no_heavy_package():
     done = subprocess.run([sys.executable, "-c", EVERY_HELP], env=ENVIRONMENT, capture_output=True, text=True)
     commands, imported = json.loads(done.stdout)
     assert {"memory", "speed", "plan", "ablate", "gpu", "quality", "train"} <= set(commands)
@@ -471,7 +471,7 @@ def test_methods_lists_every_preset():
     assert "did you mean wavelet" in refused(2, "methods", "--method", "wavelett")
 
 
-def test_env_says_what_is_recorded():
+def test_env_prints_the_environment_that_records_contain():
     from ppdm_bench.environment import environment
 
     code, out, _ = run("env", "--json")
@@ -497,7 +497,7 @@ def oblique() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A folder with one oblique pair of odd sizes and the run of a training on it."""
+    """A folder with one oblique pair of odd sizes, and the result of the command that trains on it."""
     folder = tmp_path_factory.mktemp("train")
     for seed, name in enumerate(("source.nii.gz", "target.nii.gz")):
         write_scan(folder / name, SHAPE, np.int16, oblique(), seed)
@@ -507,7 +507,7 @@ def trained(tmp_path_factory):
     return folder, run("train", *words, "--out", folder / "run")
 
 
-def test_a_training_leaves_a_run_and_says_where(trained):
+def test_train_writes_a_run_and_reports_its_files(trained):
     folder, (code, out, err) = trained
     assert (code, err) == (0, "")
     assert "3 steps" in out
@@ -522,7 +522,7 @@ def test_a_training_leaves_a_run_and_says_where(trained):
     assert described["steps"] == 3
 
 
-def test_a_second_run_is_never_mixed_into_the_first(trained):
+def test_a_second_training_into_the_same_folder_is_refused(trained):
     folder, _ = trained
     before = {path.name: path.read_bytes() for path in (folder / "run").iterdir()}
     words = ("train", "--manifest", folder / "pairs.csv", "--steps", 1, "--width", 8, "--device", "cpu")
@@ -532,7 +532,7 @@ def test_a_second_run_is_never_mixed_into_the_first(trained):
 
 
 @pytest.mark.parametrize("of", ["run", "run/model.safetensors"])
-def test_a_translation_keeps_geometry(trained, tmp_path, of):
+def test_a_translation_keeps_the_geometry_of_its_source(trained, tmp_path, of):
     folder, _ = trained
     code, out, err = run("translate", folder / of, folder / "source.nii.gz", "made.nii.gz", "--device", "cpu")
     assert (code, err) == (0, "")
@@ -545,7 +545,7 @@ def test_a_translation_keeps_geometry(trained, tmp_path, of):
     assert np.isfinite(made.get_fdata()).all()
 
 
-def test_a_translation_in_blocks(trained, tmp_path):
+def test_only_blocks_smaller_than_the_volume_change_a_translation(trained, tmp_path):
     folder, _ = trained
     write_scan(tmp_path / "long.nii", (40, 9, 7), affine=oblique())
     made = {}
@@ -562,7 +562,7 @@ def test_a_translation_in_blocks(trained, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["0", "16x16", "x"])
-def test_a_block_that_there_is_not(trained, text):
+def test_an_invalid_block_and_an_overlap_without_a_block_are_refused(trained, text):
     folder, _ = trained
     words = ("translate", folder / "run", folder / "source.nii.gz", "made.nii")
     assert f"expected a number of voxels such as 128, or three DxHxW such as 64x128x128, got '{text}'" in refused(
@@ -571,7 +571,7 @@ def test_a_block_that_there_is_not(trained, text):
     assert "give their size as well (block, --block)" in refused(1, *words, "--overlap", 0.5)
 
 
-def test_a_folder_is_translated_as_far_as_it_can_be(trained, tmp_path):
+def test_a_broken_scan_does_not_stop_the_translation_of_a_folder(trained, tmp_path):
     folder, _ = trained
     (tmp_path / "in").mkdir()
     write_scan(tmp_path / "in" / "good.nii.gz", SHAPE, np.int16, oblique())
@@ -583,7 +583,7 @@ def test_a_folder_is_translated_as_far_as_it_can_be(trained, tmp_path):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["good.nii.gz"]
 
 
-def test_another_voxel_size_is_warned_of_in_a_sentence(trained, tmp_path):
+def test_a_different_voxel_size_causes_a_warning_of_one_line(trained, tmp_path):
     folder, _ = trained
     write_scan(tmp_path / "coarse.nii", SHAPE, affine=np.diag([4.0, 4.0, 4.0, 1.0]))
     with warnings.catch_warnings():
@@ -596,7 +596,7 @@ def test_another_voxel_size_is_warned_of_in_a_sentence(trained, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["missing", "damaged"])
-def test_a_checkpoint_that_cannot_be_read(trained, tmp_path, name):
+def test_a_missing_or_damaged_checkpoint_is_refused(trained, tmp_path, name):
     folder, _ = trained
     if name == "damaged":
         (tmp_path / name).mkdir()
@@ -615,7 +615,7 @@ def test_a_checkpoint_that_cannot_be_read(trained, tmp_path, name):
         ("subject,split,source,target\n", "no rows"),
     ],
 )
-def test_a_manifest_that_cannot_be_used_makes_no_folder(tmp_path, manifest, sentence):
+def test_an_unusable_manifest_is_refused_and_no_folder_is_created(tmp_path, manifest, sentence):
     if manifest is not None:
         (tmp_path / "pairs.csv").write_text(manifest)
     assert sentence in refused(1, "train", "--manifest", "pairs.csv", "--out", "run", "--device", "cpu")
@@ -647,7 +647,7 @@ def test_a_manifest_that_cannot_be_used_makes_no_folder(tmp_path, manifest, sent
         (["--size", "16"], "--size is for synthetic subjects"),
     ],
 )
-def test_a_training_that_is_asked_for_wrongly(words, sentence):
+def test_invalid_training_options_are_refused(words, sentence):
     assert sentence in refused(2, "train", "--manifest", "pairs.csv", "--out", "run", *words)
     assert not Path("run").exists()
 
@@ -662,12 +662,12 @@ def test_a_training_that_is_asked_for_wrongly(words, sentence):
         (["--task", "mri-t1t2", "--resample"], "give --resample with --manifest"),
     ],
 )
-def test_subjects_that_are_asked_for_wrongly(words, sentence):
+def test_invalid_training_options_without_a_manifest_are_refused(words, sentence):
     assert sentence in refused(2, "train", "--out", "run", *words)
     assert not Path("run").exists()
 
 
-# --- several processes at once
+# --- several processes (torchrun)
 
 
 @pytest.fixture(params=["0", "1"])
@@ -682,14 +682,14 @@ def commands():
 
 
 @pytest.mark.parametrize("command", sorted({*commands()} - {*cli.DISTRIBUTED, *cli.READ_ONLY}))
-def test_under_torchrun_no_two_processes_write_the_same_files(rank, command):
+def test_under_torchrun_a_non_distributed_command_is_refused_by_rank_0_only(rank, command):
     code, out, err = run(command, "--out", "out")
     told = "start it without torchrun, which is for train and quality" in err and command in err
     assert (code, out, told, bool(err)) == ((2, "", True, True) if rank == "0" else (0, "", False, False))
     assert not Path("out").exists()
 
 
-def test_what_writes_nothing_answers_under_torchrun(monkeypatch):
+def test_read_only_commands_run_under_torchrun(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
     monkeypatch.setenv("RANK", "0")
     assert run("env")[0] == 0
@@ -697,14 +697,14 @@ def test_what_writes_nothing_answers_under_torchrun(monkeypatch):
     assert {*cli.DISTRIBUTED, *cli.READ_ONLY} <= {*commands()}
 
 
-def test_a_folder_of_several_formats_is_translated_and_the_format_of_dicom_is_announced(trained, tmp_path):
+def test_a_folder_of_several_formats_is_translated_with_a_notice_about_dicom(trained, tmp_path):
     folder, _ = trained
     dicom(tmp_path / "in" / "p1")
     (tmp_path / "in" / "p2").mkdir()
     sitk.WriteImage(image(), tmp_path / "in" / "p2" / "t1.mha")
     words = ("translate", folder / "run", "in", "out", "--evaluations", 1, "--device", "cpu")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the voxel size
+        warnings.simplefilter("ignore")  # about the voxel size
         code, out, err = run(*words)
     assert (code, err) == (0, "ppdm-bench: DICOM scans are written as NIfTI; --format selects another format.\n")
     assert [line.split("  ")[0] for line in out.splitlines()] == ["out/p1.nii.gz", "out/p2/t1.mha"]
@@ -719,7 +719,7 @@ def test_a_folder_of_several_formats_is_translated_and_the_format_of_dicom_is_an
 
 
 @pytest.mark.slow
-def test_scans_of_other_formats_are_checked_trained_on_and_evaluated(tmp_path):
+def test_dicom_and_nrrd_scans_work_in_data_train_evaluate_and_translate(tmp_path):
     for n, subject in enumerate(("a", "b")):
         source = image(np.random.default_rng(n).integers(0, 900, (13, 12, 11)).astype(np.int16), tilt())
         dicom(tmp_path / subject / "t1", source)

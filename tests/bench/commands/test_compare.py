@@ -1,4 +1,4 @@
-"""Two sets of records, made by hand, for every verdict."""
+"""``ppdm-bench compare``: every verdict, on two sets of hand-made records."""
 
 import json
 import subprocess
@@ -38,12 +38,12 @@ def verdicts(old, new, **options):
 @pytest.mark.slow
 @pytest.mark.parametrize(("now", "verdict"), [(GIB, "unchanged"), (GIB + 512, "worse"), (GIB - 512, "better")])
 @pytest.mark.parametrize("how", [{"kind": "predicted"}, {"kind": "measured", "device": "cpu"}])
-def test_predictions_and_counted_memory_are_exact(now, verdict, how):
+def test_predictions_and_cpu_memory_are_compared_exactly(now, verdict, how):
     assert verdicts([record(**how)], [record(now, **how)]) == [verdict]
 
 
 @pytest.mark.parametrize(("now", "verdict"), [(1.005, "unchanged"), (1.02, "worse"), (0.98, "better")])
-def test_memory_of_a_gpu_has_a_tolerance(now, verdict):
+def test_measured_gpu_memory_is_compared_with_a_tolerance(now, verdict):
     assert verdicts([record(kind="measured")], [record(int(now * GIB), kind="measured")]) == [verdict]
 
 
@@ -53,7 +53,7 @@ TIMES = [1 + 0.01 * k for k in range(10)]
 @pytest.mark.parametrize(
     ("factor", "verdict"), [(1.02, "unchanged"), (1.3, "worse"), (0.7, "better")], ids=["noise", "slower", "faster"]
 )
-def test_times_are_distributions(factor, verdict):
+def test_times_are_compared_as_distributions(factor, verdict):
     assert verdicts([seconds(*TIMES)], [seconds(*(factor * t for t in TIMES))]) == [verdict]
 
 
@@ -73,25 +73,25 @@ def test_a_higher_throughput_is_better():
         ("psnr", 1.2, "better"),
         ("psnr", 1.01, "unchanged"),
         ("nmae", 1.2, "worse"),
-        ("sharpness", 1.2, "worse"),  # from about 1 away from 1
+        ("sharpness", 1.2, "worse"),  # 1 is best, and the old values are about 1
     ],
 )
-def test_quality_is_paired_and_knows_its_direction(metric, factor, verdict):
+def test_quality_is_compared_by_subject_in_the_direction_of_its_metric(metric, factor, verdict):
     old = [1 + 0.001 * k for k in range(8)]
     assert verdicts(scores(metric, old), scores(metric, [factor * v for v in old])) == [verdict]
 
 
-def test_subjects_that_disagree_are_unclear():
+def test_a_change_on_which_subjects_disagree_is_unclear():
     assert verdicts(scores("psnr", [1, 1, 1, 1]), scores("psnr", [0.2, 1.4, 0.3, 1.3])) == ["unclear"]
 
 
-def test_only_subjects_of_both_are_compared():
+def test_only_subjects_in_both_sets_are_compared():
     (change,) = changes(scores("psnr", [20, 30, 99]), scores("psnr", [20, 30]))
     assert (change.verdict, change.old, change.new) == ("unchanged", 25, 25)
 
 
 def evaluated(values, **other):
-    """Records of an evaluation; each subject has files and a shape of its own."""
+    """Make the records of an evaluation; each subject has its own files and shape."""
     about = {"data": {"manifest": "a/pairs.csv"}, "convention": {"preset": "ours", "data_range": 1.0}}
     common = {"metric": "psnr", "unit": "dB", "kind": "measured", "phase": "sample", "command": "evaluate", "steps": 4}
     return [
@@ -115,7 +115,7 @@ LOWER = {name: value / 2 for name, value in SCORES.items()}
     ],
     ids=["same", "command", "manifest", "variant", "steps"],
 )
-def test_evaluations_match_by_method_and_subject(other):
+def test_evaluations_are_matched_by_method_and_subject(other):
     later = [replace(one, **other) for one in evaluated(LOWER | {"t": 3.0})]
     (change,) = changes(evaluated(SCORES | {"u": 3.0}), later)
     assert (change.verdict, change.old, change.new) == ("worse", 22.5, 11.25)
@@ -126,7 +126,7 @@ def test_evaluations_match_by_method_and_subject(other):
     assert to_records([change])[0].options["compare"]["subjects"]["only_new"] == ("t",)
 
 
-def test_evaluations_whose_match_is_ambiguous_or_measured_otherwise_stay_apart():
+def test_ambiguous_or_differently_measured_evaluations_are_not_matched():
     several = [*evaluated(SCORES, variant="r=4"), *evaluated(SCORES, variant="r=8")]
     assert sorted(verdicts(evaluated(SCORES), several)) == ["only new", "only new", "only old"]
     other = [replace(r, options=r.options | {"convention": {"preset": "brasyn"}}) for r in evaluated(SCORES)]
@@ -135,18 +135,18 @@ def test_evaluations_whose_match_is_ambiguous_or_measured_otherwise_stay_apart()
     assert verdicts(evaluated(SCORES), evaluated(SCORES, method="patch")) == ["only old", "only new"]
 
 
-def test_rows_of_one_set_alone_are_told():
+def test_rows_in_only_one_set_are_reported():
     other = record(variant="r=4")
     assert verdicts([record(), other], [record(), record(variant="r=8")]) == ["unchanged", "only old", "only new"]
 
 
-def test_what_a_commit_makes_of_the_same_question_is_matched():
+def test_records_of_different_commits_with_the_same_options_are_matched():
     later = record(config_id="b", options={"width": 8, "resolved": {"p": 1, "new": 2}}, env={"commit": "b"})
     assert verdicts([record(config_id="a", env={"commit": "a"})], [later]) == ["unchanged"]
     assert verdicts([record()], [record(options={"width": 16})]) == ["only old", "only new"]
 
 
-def test_every_change_is_a_record():
+def test_every_change_becomes_a_record():
     old, new = [record(), record(variant="r=4")], [record(2 * GIB), record(variant="r=8")]
     rows = to_records(changes(old, new))
     assert [(r.status, r.value, r.options["compare"]["verdict"]) for r in rows] == [
@@ -156,15 +156,15 @@ def test_every_change_is_a_record():
     ]
 
 
-def test_a_bias_is_best_at_none():
+def test_a_bias_is_best_at_zero():
     assert verdicts(scores("suv_mean_bias_liver", [-0.4] * 8), scores("suv_mean_bias_liver", [-0.1] * 8)) == ["better"]
 
 
-def test_kinds_are_never_held_against_one_another():
+def test_predicted_and_measured_records_are_not_compared():
     assert verdicts([record()], [record(kind="measured")]) == ["only old", "only new"]
 
 
-def test_of_a_row_that_is_there_twice_the_later_counts():
+def test_of_duplicate_rows_the_later_one_counts():
     assert verdicts([record(5 * GIB), record()], [record()]) == ["unchanged"]
 
 
@@ -176,7 +176,7 @@ def test_a_row_that_fails_now_is_worse_and_one_that_works_again_is_better():
     assert verdicts([failed], [failed]) == ["unchanged"]
 
 
-def test_environments_are_told():
+def test_differences_between_environments_are_listed():
     lines = environments([record(env={"torch": "2.11", "gpu": "A"})], [record(env={"torch": "2.12", "gpu": "A"})])
     assert lines == ["torch: 2.11 → 2.12"]
 
@@ -191,7 +191,7 @@ def sets(tmp_path):
     return write
 
 
-def test_the_exit_code_is_that_of_a_regression_over_the_threshold(sets):
+def test_the_exit_code_is_1_for_a_regression_over_the_threshold(sets):
     old, new = sets([record()], [record(int(1.03 * GIB))])
     code, out, _ = run("compare", old, new)
     assert code == 0
@@ -212,7 +212,7 @@ def test_the_exit_code_is_that_of_a_regression_over_the_threshold(sets):
     assert run("compare", new, old, "--threshold", "0")[0] == 0
 
 
-def test_nothing_in_common_has_an_exit_code_of_its_own(sets):
+def test_the_exit_code_is_3_if_no_record_has_a_counterpart(sets):
     old, new = sets([record()], [record(variant="r=4")])
     for words in ((), ("--json",)):
         code, out, err = run("compare", old, new, *words)
@@ -221,13 +221,13 @@ def test_nothing_in_common_has_an_exit_code_of_its_own(sets):
         assert f"no record of {new} has a counterpart in {old}" in err
 
 
-def test_refusals(sets, tmp_path):
+def test_missing_records_and_an_invalid_threshold_are_refused(sets, tmp_path):
     old, new = sets([record()], [record()])
     assert "contains no records" in refused(1, "compare", old, tmp_path / "none")
     assert "a share such as 5%" in refused(2, "compare", old, new, "--threshold", "much")
 
 
-def test_it_works_without_torch():
+def test_it_can_be_imported_without_pytorch():
     code = (
         "import sys; sys.modules['torch'] = None; import ppdm_bench.report.tables.changes, ppdm_bench.commands.compare"
     )

@@ -1,4 +1,4 @@
-"""CT in HU through the commands: what is trained, written, scored and drawn."""
+"""CT in HU through the commands: training, translation, scores and figures."""
 
 import json
 from pathlib import Path
@@ -49,7 +49,7 @@ def test_ct_is_trained_translated_and_scored_in_hu(folder):
     made = nib.load("out.nii.gz").get_fdata()
     assert made.min() >= -1000
     assert made.max() <= 2000
-    # The manifest says nothing: the run says that the targets are CT.
+    # The manifest does not state the intensity; the run states that the targets are CT.
     code, out, err = run("evaluate", "run", "--manifest", path, "--out", "scored")
     assert (code, err) == (0, "")
     assert "MAE HU ↓" in out
@@ -76,7 +76,7 @@ def test_a_run_of_ct_to_ct_is_compared_with_the_unchanged_source(folder):
     assert read_snapshot(Path("scored/snapshot.npz")).of("input")[0].unit == "HU"
 
 
-def test_predictions_alone_are_scored_in_hu(folder):
+def test_predictions_without_a_run_are_scored_in_hu(folder):
     path = manifest(folder, "ct")
     Path("made").mkdir()
     Path("wanted").mkdir()
@@ -93,7 +93,7 @@ def test_predictions_alone_are_scored_in_hu(folder):
     assert [(record.metric, record.unit) for record in records("challenge")][:1] == [("mae", "HU")]
 
 
-def test_mr_has_the_linear_map_as_its_baseline(folder):
+def test_the_baseline_of_mr_to_ct_is_a_linear_map(folder):
     (files,) = files_of(read_manifest(manifest(folder, "ct"))[2:])
     case = read_case(files)
     assert (case.source_unit, case.unit) == ("", "HU")
@@ -110,12 +110,12 @@ def test_mr_has_the_linear_map_as_its_baseline(folder):
         (("--source-intensity", "ct:9"), "'--source-intensity': An intensity is ct, or"),
     ],
 )
-def test_an_intensity_that_is_none_is_refused(folder, words, sentence):
+def test_an_invalid_intensity_is_refused(folder, words, sentence):
     assert sentence in refused(2, *TRAIN, "--manifest", manifest(folder), *words)
     assert not Path("run").exists()
 
 
-def test_synthetic_subjects_and_pet_are_not_ct(folder):
+def test_an_intensity_of_ct_is_refused_for_synthetic_subjects_and_pet(folder):
     words = ("--target-intensity", "ct")
     assert "synthetic volumes are PET or MRI; give --target-intensity with --manifest" in refused(
         2, *TRAIN, "--task", "mri-t1t2", *words
@@ -129,7 +129,7 @@ def test_synthetic_subjects_and_pet_are_not_ct(folder):
     assert not Path("run").exists()
 
 
-def test_the_data_range_of_ct_is_fixed(folder):
+def test_the_data_range_of_ct_cannot_be_changed(folder):
     path = manifest(folder)
     assert run(*TRAIN, "--manifest", path)[0] == 0
     words = ("evaluate", "run", "--manifest", path, "--out", "scored", "--data-range", 100)
@@ -137,7 +137,7 @@ def test_the_data_range_of_ct_is_fixed(folder):
     assert not Path("scored").exists()
 
 
-def test_the_options_of_a_run_say_the_window(folder):
+def test_a_run_records_its_ct_window_and_cannot_resume_with_another_one(folder):
     path = manifest(folder, "")
     assert run(*TRAIN, "--manifest", path, "--target-intensity", "ct")[0] == 0
     assert json.loads(Path("run/options.json").read_text())["options"]["target_intensity"] == "ct:-1024,3000"
@@ -145,7 +145,7 @@ def test_the_options_of_a_run_say_the_window(folder):
     assert difference in refused(1, *TRAIN, "--manifest", path, "--target-intensity", "ct:-1000,2000", "--resume")
 
 
-def test_pairs_are_drawn_in_two_windows(folder):
+def test_a_montage_of_mr_and_ct_pairs_is_written(folder):
     code, _, err = run("data", "montage", manifest(folder), "--out", "montage")
     assert (code, err) == (0, "")
     assert Path("montage.png").exists()

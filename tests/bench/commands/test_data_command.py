@@ -1,4 +1,4 @@
-"""``ppdm-bench data``: sets of phantoms, manifests of folders, faults, pictures."""
+"""``ppdm-bench data``: synthetic sets, manifests of folders, checks of pairs, and figures."""
 
 import csv
 import json
@@ -19,7 +19,7 @@ from ppdm.simulation.mri import flair_protocol
 
 pytestmark = pytest.mark.slow
 
-# A torso takes half the time of a head.
+# Simulating a torso takes half the time of a head.
 MAKE = ("data", "make", "mri-t1t2", "--anatomy", "torso", "--shape", "8x6x4", "--spacing", "56", "--jobs", "1")
 
 
@@ -31,14 +31,14 @@ def empty_folder(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A set of two subjects, made by the command: its folder, and what was said."""
+    """A set of two subjects, made by the command: its folder and the standard output."""
     folder = tmp_path_factory.mktemp("made") / "t1t2"
     code, out, err = run(*MAKE, "--subjects", "2", "--out", folder)
     assert code == 0, err
     return folder, out
 
 
-def test_make_writes_pairs_and_says_where(made):
+def test_make_writes_pairs_and_reports_their_manifest(made):
     folder, out = made
     assert "2 subjects (1 train, 0 val, 1 test) of 8×6×4 voxels of 56×56×56 mm" in out
     assert f"written: {folder / 'pairs.csv'}, 2 pairs" in out
@@ -47,14 +47,14 @@ def test_make_writes_pairs_and_says_where(made):
     assert read_volume(pairs[0].source).spacing == pytest.approx((56, 56, 56))
 
 
-def test_a_made_set_is_sound(made):
+def test_a_set_from_make_passes_the_check(made):
     code, out, _ = run("data", "check", made[0] / "pairs.csv")
     assert code == 0
     assert "2 of 2 pairs sound; 0 faults" in out
 
 
 @pytest.mark.parametrize("grid", ["cubic", "oblong", "thick"])
-def test_grids_of_make(grid, tmp_path, monkeypatch):
+def test_make_passes_grid_dose_anatomy_and_seed_to_the_recipe(grid, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr("ppdm.simulation.generation.make_set", lambda recipe, *_, **__: asked.append(recipe) or [])
     monkeypatch.setattr("ppdm.data.manifest.write_manifest", lambda *_: None)
@@ -67,7 +67,7 @@ def test_grids_of_make(grid, tmp_path, monkeypatch):
     assert (recipe.doses, recipe.anatomy, recipe.seed) == ((4, 20), "torso", 3)
 
 
-def test_field_strength_chooses_the_tissues(monkeypatch, tmp_path):
+def test_field_strength_selects_the_mri_protocol(monkeypatch, tmp_path):
     asked = []
     monkeypatch.setattr("ppdm.simulation.generation.make_set", lambda recipe, *_, **__: asked.append(recipe) or [])
     monkeypatch.setattr("ppdm.data.manifest.write_manifest", lambda *_: None)
@@ -93,12 +93,12 @@ def test_field_strength_chooses_the_tissues(monkeypatch, tmp_path):
         (("mri-t1t2", "--size", "2"), "at least 4"),
     ],
 )
-def test_make_refuses_in_a_sentence(words, sentence, tmp_path):
+def test_make_refuses_invalid_options(words, sentence, tmp_path):
     assert sentence in refused(2, "data", "make", *words, "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_make_does_not_mix_sets(made):
+def test_make_refuses_a_folder_with_a_different_set(made):
     before = {path: path.stat().st_mtime_ns for path in made[0].rglob("*")}
     assert "recipe.seed is 0 there, and 1 is asked for" in refused(
         1, *MAKE, "--subjects", "2", "--seed", "1", "--out", made[0]
@@ -116,7 +116,7 @@ def test_list_names_tasks_layouts_and_the_cache(tmp_path):
 # --- check
 
 
-def test_check_reports_twelve_broken_pairs_in_one_pass(tmp_path):
+def test_check_reports_all_broken_pairs_in_one_pass(tmp_path):
     code, out, err = run("data", "check", make_broken_pairs(tmp_path))
     assert (code, err) == (1, "")
     assert f"{len(SOUND)} of {len(SOUND) + len(BROKEN)} pairs sound" in out
@@ -127,7 +127,7 @@ def test_check_reports_twelve_broken_pairs_in_one_pass(tmp_path):
         assert words in block[0]
 
 
-def test_check_as_json(tmp_path):
+def test_check_prints_its_results_as_json(tmp_path):
     code, out, _ = run("data", "check", make_broken_pairs(tmp_path), "--json")
     rows = {row["subject"]: row for row in json.loads(out)}
     assert code == 1
@@ -136,7 +136,7 @@ def test_check_as_json(tmp_path):
     assert rows["sound-a"]["shape"] == [12, 14, 10]
 
 
-def test_check_reports_the_manifest_and_the_sound_rows(tmp_path):
+def test_check_reports_faults_of_the_manifest_and_the_sound_rows(tmp_path):
     manifest = make_broken_pairs(tmp_path)
     with manifest.open("a", newline="") as stream:
         csv.writer(stream).writerow(["ghost", "train", "nowhere.nii.gz", "sound-a-target.nii.gz", ""])
@@ -146,7 +146,7 @@ def test_check_reports_the_manifest_and_the_sound_rows(tmp_path):
     assert "ok     sound-a" in out
 
 
-def test_check_of_no_manifest(tmp_path):
+def test_check_refuses_a_missing_manifest(tmp_path):
     assert "is not a file" in refused(1, "data", "check", tmp_path / "none.csv")
 
 
@@ -160,7 +160,7 @@ def _shifted(tmp_path: Path) -> Path:
     return tmp_path / "pairs.csv"
 
 
-def test_resample_makes_a_fault_a_remark(tmp_path):
+def test_resample_turns_a_fault_of_the_grid_into_a_remark(tmp_path):
     manifest = _shifted(tmp_path)
     assert run("data", "check", manifest)[0] == 1
     code, out, _ = run("data", "check", manifest, "--resample")
@@ -171,7 +171,7 @@ def test_resample_makes_a_fault_a_remark(tmp_path):
 # --- manifest
 
 
-def test_manifest_of_a_folder(tmp_path):
+def test_manifest_lists_the_complete_subjects_of_a_bids_folder(tmp_path):
     for subject in ("sub-01", "sub-02", "sub-03"):
         for suffix in ("T1w", "T2w"):
             path = tmp_path / "set" / subject / "anat" / f"{subject}_{suffix}.nii.gz"
@@ -188,7 +188,7 @@ def test_manifest_of_a_folder(tmp_path):
     assert read_manifest("swapped.csv")[0].source.name == "sub-01_T2w.nii.gz"
 
 
-def test_manifest_with_a_pattern_of_ones_own(tmp_path):
+def test_manifest_accepts_a_user_pattern(tmp_path):
     for name in ("p1-a", "p1-b", "p2-a", "p2-b"):
         (tmp_path / f"{name}.nii.gz").touch()
     words = ("--layout", "bids", "--pattern", r"(?P<subject>p\d)-(?P<kind>[ab])\.nii\.gz", "--source", "a")
@@ -197,18 +197,18 @@ def test_manifest_with_a_pattern_of_ones_own(tmp_path):
     assert "2 pairs of 2 subjects" in out
 
 
-def test_manifest_of_a_folder_that_does_not_fit(tmp_path):
+def test_manifest_refuses_a_folder_without_matching_files_and_an_unknown_layout(tmp_path):
     (tmp_path / "scan.nii.gz").touch()
     assert "scan.nii.gz" in refused(1, "data", "manifest", ".", "--layout", "bids", "--out", "pairs.csv")
     assert not Path("pairs.csv").exists()
     assert "bids" in refused(1, "data", "manifest", ".", "--layout", "dicom", "--out", "pairs.csv")
 
 
-# --- pictures
+# --- figures
 
 
 @pytest.mark.parametrize("command", ["montage", "sheet"])
-def test_pictures_are_written_and_show_something(made, command, tmp_path):
+def test_figures_are_written_and_not_blank(made, command, tmp_path):
     code, out, err = run("data", command, made[0] / "pairs.csv", "--out", tmp_path / "new" / "picture")
     assert code == 0, err
     assert f"written: {tmp_path / 'new' / 'picture.png'}, {tmp_path / 'new' / 'picture.pdf'}" in out
@@ -216,7 +216,7 @@ def test_pictures_are_written_and_show_something(made, command, tmp_path):
     assert picture.std() > 0.05
 
 
-def test_montage_of_a_chosen_subject(made, tmp_path):
+def test_montage_shows_the_chosen_subject(made, tmp_path):
     pictures = []
     for subject in ("train-000", "test-000"):
         run("data", "montage", made[0] / "pairs.csv", "--subject", subject, "--out", tmp_path / subject)
@@ -226,7 +226,7 @@ def test_montage_of_a_chosen_subject(made, tmp_path):
     assert "has no subject 'nobody'; it has train-000, test-000" in sentence
 
 
-def test_montage_resamples_if_asked(tmp_path):
+def test_montage_resamples_on_request(tmp_path):
     manifest = _shifted(tmp_path)
     assert "share one grid" in refused(1, "data", "montage", manifest, "--out", tmp_path / "x")
     with warnings.catch_warnings():
@@ -236,7 +236,7 @@ def test_montage_resamples_if_asked(tmp_path):
     assert re.search(r"^ppdm-bench: warning: .*b.nii.gz: 11.1% .* lie outside of its field of view", err)
 
 
-def test_sheet_refuses_a_plane_that_there_is_not(made, tmp_path):
+def test_sheet_refuses_an_unknown_plane(made, tmp_path):
     assert "'oblique'" in refused(
         2, "data", "sheet", made[0] / "pairs.csv", "--plane", "oblique", "--out", tmp_path / "x"
     )

@@ -1,4 +1,4 @@
-"""``ppdm-bench evaluate``: records, tables and pictures of runs on pairs and of folders of predictions."""
+"""``ppdm-bench evaluate``: records, tables and figures for runs on pairs and for folders of predictions."""
 
 import csv
 import json
@@ -33,7 +33,7 @@ SHAPE = (16, 14, 12)
 SUBJECTS = ("s1", "s2", "s3")
 METRICS = {"psnr", "ssim", "nmae", "nrmse", "sharpness", "seam_index_r2", "border_ratio_r2"}
 METHOD = PPDM.with_network(width=8, multipliers=(1,))
-# Its row is named by what differs from the registered method.
+# The variant states the differences from the registered method.
 VARIANT = "r=2 network.multipliers=[1]"
 NAME, FILE = f"ppdm {VARIANT}", "ppdm-r-2-network.multipliers-1"
 
@@ -49,7 +49,7 @@ def write(path: Path, array, spacing=(1.0, 1.0, 1.0)):
 
 
 def make_run(folder, method=METHOD, scaling=None, weights=0.02, spacing=1.0):
-    """A run whose network was never trained; where its weights are not zero, it adds noise to the input."""
+    """Save an untrained run and return its folder; a network with nonzero weights adds noise to the input."""
     torch.manual_seed(0)
     network = method.build(1).eval()
     with torch.no_grad():
@@ -62,7 +62,7 @@ def make_run(folder, method=METHOD, scaling=None, weights=0.02, spacing=1.0):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Three subjects whose targets are ever further from their sources, a manifest, and runs."""
+    """A folder with a manifest, two runs, and three subjects whose targets differ more and more from their sources."""
     folder = tmp_path_factory.mktemp("data")
     rows = ["subject,split,source,target"]
     for number, name in enumerate(SUBJECTS):
@@ -91,7 +91,7 @@ def table(folder):
 
 @pytest.fixture(scope="module")
 def done(data, tmp_path_factory):
-    """One evaluation of a run with two numbers of evaluations: its folder, its output."""
+    """One evaluation of a run with two numbers of network evaluations: its output folder and standard output."""
     out = tmp_path_factory.mktemp("done")
     code, text, err = run(
         "evaluate", data / "noisy", "--manifest", data / "pairs.csv", "--evaluations", "1,2", "--out", out
@@ -105,10 +105,10 @@ def value(records, metric="psnr", **wanted):
     return found.value
 
 
-# --- what is left behind
+# --- output
 
 
-def test_pictures_are_of_a_methods_own_number_of_evaluations_or_else_of_the_largest():
+def test_figures_show_the_own_number_of_evaluations_of_a_method_or_else_the_largest():
     def candidate(variant, steps, own):
         return candidates.Candidate("m", variant, lambda case: case.target, {}, steps=steps, own_steps=own)
 
@@ -117,7 +117,7 @@ def test_pictures_are_of_a_methods_own_number_of_evaluations_or_else_of_the_larg
     assert [(one.variant, one.steps) for one in candidates.candidates_to_draw(asked)] == [("a", 2), ("b", 25)]
 
 
-def test_a_record_for_every_configuration_subject_and_metric(done):
+def test_there_is_a_record_for_every_configuration_subject_and_metric(done):
     records = RecordFile(done[0] / "records.jsonl").read()
     assert len(records) == 3 * 3 * len(METRICS)  # configurations (input, two numbers of evaluations), subjects
     assert {r.metric for r in records} == METRICS
@@ -136,7 +136,7 @@ def test_a_record_for_every_configuration_subject_and_metric(done):
         assert record.env["torch"] == torch.__version__
 
 
-def test_psnr_of_the_input_is_what_numpy_says(data, done):
+def test_the_psnr_of_the_input_equals_a_computation_in_numpy(data, done):
     records = RecordFile(done[0] / "records.jsonl").read()
     source, target = scan(2), scan(2) + np.float32(0.1 * 3) * (scan(12) - 50)
     low, high = np.percentile(source, (0.1, 99.9))
@@ -150,7 +150,7 @@ def test_no_path_of_this_machine_is_recorded(data, done):
     assert str(data.parent) not in text
 
 
-def test_the_table_states_means_differences_and_what_they_mean(done):
+def test_the_table_states_means_and_differences_with_notes(done):
     out, text = done
     for words in (
         "Quality on",
@@ -177,7 +177,7 @@ def test_the_table_states_means_differences_and_what_they_mean(done):
     assert f"| {NAME}, 2 evaluations | 2 |" in (out / "quality.md").read_text()
 
 
-def test_picture_data_of_the_first_subject_are_kept(done):
+def test_the_snapshot_contains_sections_and_spectra_of_the_predictions(done):
     kept = read_snapshot(done[0] / "snapshot.npz")
     predictions = kept.of("prediction")
     assert predictions
@@ -188,7 +188,7 @@ def test_picture_data_of_the_first_subject_are_kept(done):
         assert f'"config_id": "{view.config_id}"' in records
 
 
-def test_pictures_are_written_and_show_something(done):
+def test_figures_are_written_and_not_blank(done):
     names = {path.name for path in done[0].iterdir()} - {".lock"}
     stems = ("subjects", "evaluations", f"{FILE}-best", f"{FILE}-worst")
     assert names == {f"{stem}.{end}" for stem in stems for end in ("png", "pdf")} | {
@@ -201,7 +201,7 @@ def test_pictures_are_written_and_show_something(done):
     assert all(imread(done[0] / f"{stem}.png").std() > 0.05 for stem in stems)
 
 
-def test_the_montage_shows_the_error_of_the_best_and_the_worst(data, tmp_path, monkeypatch):
+def test_the_montage_shows_the_error_of_the_best_and_the_worst_subject(data, tmp_path, monkeypatch):
     drawn = {}
 
     def keep(rows, spacing, *, title, at):
@@ -212,7 +212,7 @@ def test_the_montage_shows_the_error_of_the_best_and_the_worst(data, tmp_path, m
     monkeypatch.setattr(pictures, "draw_montage", keep)
     assert run("evaluate", data / "still", "--manifest", data / "pairs.csv", "--out", tmp_path / "out")[0] == 0
     (best, rows), (worst, others) = drawn.items()
-    assert "s1, best of 3 by PSNR" in best  # its target is the nearest to its source, which the still network keeps
+    assert "s1, best of 3 by PSNR" in best  # its target is closest to its source, which is also the prediction
     assert "s3, worst of 3 by PSNR" in worst
     assert [row.name for row in rows] == ["input", NAME, "target", "error"]
     np.testing.assert_array_equal(rows[3].array, rows[1].array - rows[2].array)
@@ -222,7 +222,7 @@ def test_the_montage_shows_the_error_of_the_best_and_the_worst(data, tmp_path, m
     assert rows[1].window == rows[2].limits
 
 
-def test_an_untrained_method_scores_as_its_input(data, tmp_path):
+def test_a_network_of_zero_weights_scores_like_its_input(data, tmp_path):
     out = tmp_path / "out"
     assert run("evaluate", data / "still", "--manifest", data / "pairs.csv", "--out", out)[0] == 0
     records = RecordFile(out / "records.jsonl").read()
@@ -231,7 +231,7 @@ def test_an_untrained_method_scores_as_its_input(data, tmp_path):
         assert value(records, subject=subject, method="ppdm") == pytest.approx(same, abs=1e-3)
 
 
-def test_json_is_the_records_and_nothing_else(data, tmp_path):
+def test_json_contains_only_the_records(data, tmp_path):
     words = ("--predictions", data / "pred", "--targets", data / "target", "--out", tmp_path / "out", "--json")
     code, out, err = run("evaluate", *words)
     assert code == 0
@@ -242,7 +242,7 @@ def test_json_is_the_records_and_nothing_else(data, tmp_path):
 # --- several runs
 
 
-def test_runs_are_told_apart_and_compared_with_a_chosen_one(data, tmp_path):
+def test_runs_have_distinct_names_and_are_compared_with_a_chosen_one(data, tmp_path):
     words = (data / "noisy", data / "still", "--manifest", data / "pairs.csv", "--reference", data / "still")
     code, text, err = run("evaluate", *words, "--out", tmp_path / "out")
     assert code == 0, err
@@ -256,8 +256,8 @@ def test_runs_are_told_apart_and_compared_with_a_chosen_one(data, tmp_path):
     }
 
 
-def test_rows_of_earlier_commands_stay(data, tmp_path):
-    """Runs of one name are told apart across commands, and a row may be what later ones are compared with."""
+def test_rows_of_earlier_commands_stay_in_the_table(data, tmp_path):
+    """Runs with the same name get distinct names across commands, and an earlier row can be the reference."""
     out = tmp_path / "out"
     make_run(tmp_path / "four", METHOD.with_factor((1, 1, 3)))
     same = ("--manifest", data / "pairs.csv", "--out", out)
@@ -268,7 +268,7 @@ def test_rows_of_earlier_commands_stay(data, tmp_path):
     assert f"Difference from {NAME}, subject by subject" in text
     assert {row["name"] for row in table(out)} == {"input", NAME, f"{NAME} still"}
 
-    # A method with another block grid, and predictions of another tool; a run that was scored is one row.
+    # Add a method with another block grid and predictions of another tool; a run that is scored again stays one row.
     four = "ppdm r=1x1x3 network.multipliers=[1]"
     code, _, err = run("evaluate", tmp_path / "four", data / "still", "--predictions", data / "pred", *same)
     assert code == 0, err
@@ -299,7 +299,7 @@ def test_rows_of_other_data_are_left_out_with_a_message(data, tmp_path):
     }
 
 
-def test_all_are_held_against_the_block_grids_of_all(data, tmp_path):
+def test_every_method_is_scored_on_the_block_grids_of_all_methods(data, tmp_path):
     make_run(tmp_path / "four", METHOD.with_factor((1, 1, 3)))
     words = (data / "noisy", tmp_path / "four", "--manifest", data / "pairs.csv", "--out", tmp_path / "out")
     assert run("evaluate", *words)[0] == 0
@@ -308,7 +308,7 @@ def test_all_are_held_against_the_block_grids_of_all(data, tmp_path):
         assert {"seam_index_r2", "seam_index_r1x1x3"} <= {r.metric for r in records if r.method == method}
 
 
-def test_runs_of_different_ranges_need_one(data, tmp_path):
+def test_runs_with_different_data_ranges_need_the_option_data_range(data, tmp_path):
     other = make_run(tmp_path / "other", scaling=PercentileScaling(Range(0.0, 50.0)))
     words = ("evaluate", data / "noisy", other, "--manifest", data / "pairs.csv", "--out", tmp_path / "out")
     assert "different ranges" in (said := refused(1, *words))
@@ -321,7 +321,7 @@ def test_runs_of_different_ranges_need_one(data, tmp_path):
 # --- folders of predictions
 
 
-def test_folders_are_matched_by_name(data, tmp_path):
+def test_files_of_folders_are_matched_by_name(data, tmp_path):
     words = ("--predictions", data / "pred", "--targets", data / "target", "--sources", data / "pred")
     mask = np.zeros(SHAPE, np.float32)
     mask[6:10, 6:8, 6] = 1
@@ -346,7 +346,7 @@ def test_pet_in_folders_is_scored_in_suv(data):
     assert value(records, subject="s1") == pytest.approx(wanted, abs=1e-2)
 
 
-def test_folders_of_one_name_are_told_apart(data, tmp_path):
+def test_folders_with_the_same_name_get_distinct_names(data, tmp_path):
     for place in ("one", "two"):
         (tmp_path / place).mkdir()
         (tmp_path / place / "pred").symlink_to(data / "pred")
@@ -357,7 +357,7 @@ def test_folders_of_one_name_are_told_apart(data, tmp_path):
     assert "pred two" in text
 
 
-def test_files_without_counterpart_are_named(data, tmp_path):
+def test_files_without_a_counterpart_are_refused_by_name(data, tmp_path):
     words = ("--targets", data / "target", "--out", tmp_path / "out")
     for name in ("s1", "s2", "s9"):
         write(tmp_path / "pred" / f"{name}.nii", scan(0))
@@ -374,7 +374,7 @@ def test_files_without_counterpart_are_named(data, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-# --- faults of a subject lose no other
+# --- an error in one subject does not affect the others
 
 
 def test_a_prediction_on_another_grid_is_a_row_with_a_reason(data, tmp_path):
@@ -393,7 +393,7 @@ def test_a_prediction_on_another_grid_is_a_row_with_a_reason(data, tmp_path):
     assert {r.status for r in records if r.subject != "s2"} == {"ok"}
 
 
-def test_volumes_smaller_than_the_window_lose_ssim_alone(data, tmp_path):
+def test_volumes_smaller_than_the_ssim_window_lack_only_ssim(data, tmp_path):
     for folder, seed in (("pred", 0), ("target", 1)):
         write(tmp_path / folder / "s.nii.gz", scan(seed, (8, 12, 12)))
     code, text, err = run(
@@ -403,10 +403,10 @@ def test_volumes_smaller_than_the_window_lose_ssim_alone(data, tmp_path):
     assert "s; pred; ssim: SSIM's window of 11×11×11 voxels does not fit into (8, 12, 12)" in err
     assert "failed" in text
     assert (tmp_path / "out" / "pred-best.png").exists()
-    assert not (tmp_path / "out" / "pred-worst.png").exists()  # one subject is the best and the worst
+    assert not (tmp_path / "out" / "pred-worst.png").exists()  # the only subject is both the best and the worst
 
 
-def test_where_nothing_can_be_scored_there_is_still_a_table(data, tmp_path):
+def test_a_table_is_written_even_if_nothing_can_be_scored(data, tmp_path):
     write(tmp_path / "pred" / "s.nii.gz", scan(0), (2.0, 1.0, 1.0))
     write(tmp_path / "target" / "s.nii.gz", scan(1))
     code, text, _ = run(
@@ -419,10 +419,10 @@ def test_where_nothing_can_be_scored_there_is_still_a_table(data, tmp_path):
     }
 
 
-# --- again
+# --- repeated commands
 
 
-def test_what_was_scored_before_is_not_computed_again(data, tmp_path, monkeypatch):
+def test_earlier_scores_are_not_computed_again(data, tmp_path, monkeypatch):
     env = {"dirty": False, "commit": "c"}
     monkeypatch.setattr("ppdm_bench.environment.environment", lambda: dict(env))
     for kind in ("pred", "target"):
@@ -450,7 +450,7 @@ def test_what_was_scored_before_is_not_computed_again(data, tmp_path, monkeypatc
     assert run(*words)[1] == first
     assert scored == list(SUBJECTS)
     assert Path("out/records.jsonl").read_text() == lines
-    write(tmp_path / "pred" / "s2.nii.gz", scan(5))  # another prediction of the same name
+    write(tmp_path / "pred" / "s2.nii.gz", scan(5))  # another prediction with the same name
     run(*words)
     assert scored == [*SUBJECTS, "s2"]
     env["dirty"] = True
@@ -459,8 +459,8 @@ def test_what_was_scored_before_is_not_computed_again(data, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize(("room", "again"), [(1 << 20, 0), (0, 3)], ids=["kept", "no room"])
-def test_pictures_take_the_predictions_that_were_scored(room, again, data, tmp_path, monkeypatch):
-    """Of the run with one and two evaluations: the best, the worst and the first subject are drawn with two."""
+def test_figures_reuse_the_scored_predictions_that_fit_into_the_cache(room, again, data, tmp_path, monkeypatch):
+    """The figures need three predictions, with two network evaluations: the best, the worst and the first subject."""
     monkeypatch.setattr(scoring, "CACHE_BYTES", room)
     made = []
     original = candidates.predict
@@ -480,7 +480,7 @@ def test_pictures_take_the_predictions_that_were_scored(room, again, data, tmp_p
 
 
 @pytest.mark.parametrize("with_run", [True, False])
-def test_predictions_of_another_tool_on_the_pairs_of_a_manifest(data, tmp_path, with_run):
+def test_predictions_of_another_tool_are_scored_on_the_pairs_of_a_manifest(data, tmp_path, with_run):
     runs = [data / "noisy"] if with_run else []
     words = (*runs, "--manifest", data / "pairs.csv", "--predictions", data / "pred", "--reference", data / "pred")
     code, text, err = run("evaluate", *words, "--data-range", 100, "--out", tmp_path / "out")
@@ -496,7 +496,7 @@ def test_predictions_of_another_tool_on_the_pairs_of_a_manifest(data, tmp_path, 
         assert value(records, subject=subject, method="pred") == pytest.approx(wanted, abs=1e-3)
 
 
-def test_a_folder_of_predictions_may_hold_more_but_not_less(data, tmp_path):
+def test_a_folder_of_predictions_may_have_extra_but_no_missing_files(data, tmp_path):
     for name in (*SUBJECTS[:2], "other"):
         write(tmp_path / "ppdm" / f"{name}.nii", scan(1))
     words = (
@@ -516,7 +516,7 @@ def test_a_folder_of_predictions_may_hold_more_but_not_less(data, tmp_path):
     assert "is not a folder" in refused(1, *words[:4], tmp_path / "absent", *words[5:])
 
 
-# --- what is refused
+# --- invalid input
 
 
 def test_a_split_without_subjects_is_refused(data, tmp_path):
@@ -526,13 +526,13 @@ def test_a_split_without_subjects_is_refused(data, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_method_of_pet_is_not_for_mri(data, tmp_path):
+def test_a_pet_method_is_refused_for_pairs_without_an_suv_factor(data, tmp_path):
     pet = make_run(tmp_path / "pet", scaling=SUVScaling(stored=False))
     said = refused(1, "evaluate", pet, "--manifest", data / "pairs.csv", "--out", tmp_path / "out")
     assert "trained on PET, but s1 has no suv_factor" in said
 
 
-def test_what_is_no_run_is_refused(data, tmp_path):
+def test_a_missing_run_is_refused(data, tmp_path):
     assert "does not exist" in refused(1, "evaluate", tmp_path / "none", "--manifest", data / "pairs.csv")
 
 
@@ -563,16 +563,16 @@ def test_what_is_no_run_is_refused(data, tmp_path):
         (("RUN", "--manifest", "a.csv", "--data-range", "-1"), "a positive number"),
     ],
 )
-def test_usage_is_refused_in_a_sentence(words, sentence):
+def test_invalid_options_are_refused(words, sentence):
     assert sentence in refused(2, "evaluate", *words)
 
 
-def test_a_reference_that_there_is_not_is_refused(data):
+def test_an_unknown_reference_is_refused(data):
     words = ("--manifest", data / "pairs.csv", "--reference", "ddpm")
     assert f"there are input, {NAME}" in refused(2, "evaluate", data / "noisy", *words)
 
 
-def test_a_convention_of_a_challenge(data):
+def test_the_convention_of_a_challenge_sets_the_metrics(data):
     words = ("--predictions", data / "pred", "--targets", data / "target", "--convention", "brasyn", "--out", "out")
     code, text, err = run("evaluate", *words)
     assert code == 0, err
@@ -581,7 +581,7 @@ def test_a_convention_of_a_challenge(data):
     assert Path("out/pred-worst.png").exists()
 
 
-def test_phantoms_of_a_task(data, monkeypatch):
+def test_a_run_is_evaluated_on_the_synthetic_subjects_of_a_task(data, monkeypatch):
     made = []
 
     def make(recipe, subjects, **_):
@@ -611,7 +611,7 @@ def test_phantoms_of_a_task(data, monkeypatch):
     assert options["data"]["task"].items() >= {"task": "mri-t1t2", "subjects": 5, "size": 16, "data_seed": 3}.items()
 
 
-# --- from records alone
+# --- tables and figures from records
 
 
 def records_of(values, metric="psnr", unit="dB", **others):
@@ -621,21 +621,21 @@ def records_of(values, metric="psnr", unit="dB", **others):
     ]
 
 
-def test_scans_of_a_subject_count_once():
+def test_several_scans_of_a_subject_count_as_one_subject():
     records = records_of({"a/1": 10.0, "a/2": 20.0, "b": 3.0}, method="m")
     frame = quality.quality_table(records)
-    assert (frame["n"][0], frame["mean"][0]) == (2, 9.0)  # of 15 and 3
+    assert (frame["n"][0], frame["mean"][0]) == (2, 9.0)  # mean of 15 and 3
     assert (frame["best"][0], frame["worst"][0]) == ("a/2", "b")
     assert "2 subjects" in quality.headline(records)
 
 
-def test_what_a_training_took_is_no_subject():
+def test_training_costs_do_not_count_as_a_subject():
     cost = Record(metric="train_seconds", value=9.0, unit="s", kind="measured", task="t", shape=(4, 4, 4))
     records = [cost, *records_of({"a": 10.0, "b": 3.0}, method="m", shape=(8, 8, 8))]
     assert quality.headline(records) == "Quality on t, 2 subjects, 8×8×8."
 
 
-def test_differences_are_of_the_subjects_that_both_have():
+def test_differences_use_the_subjects_that_both_rows_have():
     records = records_of({"a": 1.0, "b": 2.0, "c": 9.0}, method="base")
     records += records_of({"b": 5.0, "a": 2.0, "d": 0.0}, method="m", steps=4)
     frame = quality.quality_table(records, reference="base").set_index("name")
@@ -644,14 +644,14 @@ def test_differences_are_of_the_subjects_that_both_have():
     assert frame.loc["base", "reference"] == ""
 
 
-def test_each_number_of_evaluations_is_compared_with_its_own():
+def test_rows_are_compared_at_the_same_number_of_evaluations():
     records = [r for k in (1, 4) for r in records_of({"a": k, "b": k}, method="base", steps=k)]
     records += [r for k in (1, 4, 8) for r in records_of({"a": 3.0 * k, "b": 3.0 * k}, method="m", steps=k)]
     frame = quality.quality_table(records, reference="base").set_index(["method", "steps"])
-    assert [frame.loc[("m", k), "difference"] for k in (1, 4, 8)] == [2.0, 8.0, 23.0]  # 8 has none: against the first
+    assert [frame.loc[("m", k), "difference"] for k in (1, 4, 8)] == [2.0, 8.0, 23.0]  # 8 is compared with the first
 
 
-def test_of_a_value_recorded_twice_the_later_counts():
+def test_the_later_of_two_records_of_a_value_counts():
     records = records_of({"a": 1.0}, method="m") + records_of({"a": 2.0}, method="m")
     assert quality.quality_table(records)["mean"][0] == 2.0
     failed = replace(records[0], value=None, status="error", reason="lost")
@@ -660,14 +660,14 @@ def test_of_a_value_recorded_twice_the_later_counts():
     assert "failed" in quality.quality_page(frame, "t").to_text()
 
 
-def test_different_data_are_not_mixed():
+def test_records_of_different_data_are_refused():
     (record,) = records_of({"a": 1.0}, method="m")
     records = [record, replace(record, task="other")]
     with pytest.raises(ValueError, match="2 data sets or conventions"):
         quality.quality_table(records)
 
 
-def test_series_are_named_by_what_tells_them_apart():
+def test_series_are_named_by_their_differences():
     records = [
         *records_of({"a": 1.0}, method="x", steps=4, precision="fp32"),
         *records_of({"a": 1.0}, method="x", steps=4, precision="bf16"),
@@ -690,18 +690,18 @@ def test_series_are_named_by_what_tells_them_apart():
         ("suv_max_error", "%", "suv max error % ↓"),
     ],
 )
-def test_metrics_for_people(metric, unit, name):
+def test_metric_names_show_unit_and_direction(metric, unit, name):
     assert metric_name(metric, unit) == name
 
 
-def test_lower_is_better_where_it_is():
+def test_the_best_subject_follows_the_direction_of_the_metric():
     frame = quality.quality_table(records_of({"a": 0.1, "b": 0.3}, metric="nmae", unit="1", method="m"))
     assert (frame["best"][0], frame["worst"][0]) == ("a", "b")
     frame = quality.quality_table(records_of({"a": 0.1, "b": 0.3}, metric="sharpness", unit="1", method="m"))
     assert (frame["best"][0], frame["worst"][0]) == ("", "")
 
 
-def test_enough_subjects_have_no_note_on_their_number():
+def test_with_enough_subjects_there_is_no_note_on_their_number():
     values = {f"s{k}": float(k) for k in range(6)}
     records = records_of(values, method="base") + records_of({s: v + 1 for s, v in values.items()}, method="m")
     text = quality.quality_page(quality.quality_table(records, reference="base"), "t").to_text()
@@ -709,7 +709,7 @@ def test_enough_subjects_have_no_note_on_their_number():
     assert "cannot reach" not in text
 
 
-def test_chosen_metrics_are_in_the_tables_for_people_and_all_in_the_data():
+def test_chosen_metrics_are_in_the_printed_table_and_all_are_in_the_data():
     records = [r for metric in ("psnr", "ssim") for r in records_of({"a": 1.0, "b": 2.0}, method="m", metric=metric)]
     page = quality.quality_page(quality.quality_table(records), "t", metrics=["ssim", "none"])
     assert "SSIM" in page.to_text()
@@ -723,11 +723,11 @@ def test_figures_draw_every_subject():
     records += [r for k in (1, 4) for r in records_of({"a": 3.0, "b": k + 3.0}, method="m", steps=k)]
     (axes,) = subjects_figure(records, "t").axes
     dots = [sorted(dots.get_offsets()[:, 0].tolist()) for dots in axes.collections if len(dots.get_offsets())]
-    assert dots == [[1.0, 2.0], [3.0, 7.0]]  # the input and the most evaluations
+    assert dots == [[1.0, 2.0], [3.0, 7.0]]  # the base, and m with most evaluations
     (axes,) = evaluations_figure(records, "t").axes
     lines = [list(line.get_ydata()) for line in axes.lines]
-    assert [1.5, 1.5] in lines  # the input
-    assert [4.0, 7.0] in lines  # subject b
-    assert [3.5, 5.0] in lines  # the mean
+    assert [1.5, 1.5] in lines  # mean of the base
+    assert [4.0, 7.0] in lines  # subject b of m
+    assert [3.5, 5.0] in lines  # mean of m
     with pytest.raises(ValueError, match="nothing to draw"):
         subjects_figure([], "t")

@@ -1,4 +1,4 @@
-"""``ppdm-bench gpu``: the pieces as data, the order in which they are done, and what becomes of those that fail."""
+"""``ppdm-bench gpu``: the list of pieces, the order in which they run, and how failed pieces are handled."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ def piece(name: str, *command: str, folder: str = "", seconds: int = 60) -> Suit
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, found: dict[str, object]) -> None:
-    """Replace the environment, both that of new records and that with which they are compared."""
+    """Replace the environment of new records, and the one that earlier records are compared with."""
     monkeypatch.setattr("ppdm_bench.environment.environment", lambda: found)
     monkeypatch.setattr(running, "environment", lambda: found)
 
@@ -39,21 +39,21 @@ def options_of(one: SuitePiece, device: str) -> dict[str, object]:
     return COMMANDS[command].make_context(command, words).params
 
 
-def test_each_piece_is_told_apart_and_ends_in_time():
+def test_pieces_have_unique_names_and_estimates_within_the_time_limit():
     pieces = listing()
     assert len({one.name for one in pieces}) == len(pieces)
     assert all(0 < one.seconds <= LIMIT for one in pieces)
     assert all(0 < one.tiny_seconds <= LIMIT for one in pieces)
 
 
-def test_the_first_pieces_are_the_memory_of_the_method_and_of_its_reference():
+def test_the_first_pieces_measure_the_memory_of_the_method_and_its_reference():
     options = [options_of(one, "cuda") for one in listing()[: len(SIZES)]]
     assert [one["res"] for one in options] == [str(size) for size in SIZES]
     for one in options:
         assert (one["method"], one["precision"]) == ([FIRST, REFERENCE], "fp32,bf16")
 
 
-def test_all_that_needs_a_gpu_is_there():
+def test_the_list_contains_every_measurement_that_needs_a_gpu():
     options = [options_of(one, "cuda") for one in listing()]
     memory = {
         (name, int(one["res"]), kind)
@@ -71,7 +71,7 @@ def test_all_that_needs_a_gpu_is_there():
 
 
 @pytest.mark.parametrize("device", ["cuda", "cpu"])
-def test_each_piece_is_an_ordinary_command(device):
+def test_each_piece_is_a_valid_command_and_small_on_the_cpu(device):
     for one in listing():
         options = options_of(one, device)
         assert (options["device"], options["out"]) == (device, Path("there") / one.folder)
@@ -79,8 +79,8 @@ def test_each_piece_is_an_ordinary_command(device):
     assert {options_of(one, "cpu")["size"] for one in listing() if one.command[0] == "quality"} == {16}
 
 
-def test_pieces_of_one_folder_ask_for_all_that_was_asked_before():
-    """So that the tables of the later do not lose what the earlier found out."""
+def test_a_piece_repeats_the_options_of_earlier_pieces_in_its_folder():
+    """Otherwise its tables would omit results of the earlier pieces."""
     asked: dict[str, tuple[str, ...]] = {}
     for one in listing():
         assert set(asked.get(one.folder, ())) <= set(one.command), one.name
@@ -89,7 +89,7 @@ def test_pieces_of_one_folder_ask_for_all_that_was_asked_before():
 
 @pytest.fixture
 def done(monkeypatch):
-    """Commands that end at once, with the code that is asked for; what was run, in order."""
+    """Replace the commands; return their exit codes, which the test sets by name, and the names of those that ran."""
     codes, ran = {}, []
 
     def _run(words, quiet, limit):
@@ -101,7 +101,7 @@ def done(monkeypatch):
     return codes, ran
 
 
-def test_a_piece_that_failed_loses_no_other_and_comes_last_the_next_time(done, tmp_path):
+def test_a_failed_piece_does_not_stop_the_others_and_runs_last_next_time(done, tmp_path):
     codes, ran = done
     codes |= {"a": 1, "b": None, "c": -9}
     code, out, err = run("gpu", "--device", "cpu", "--out", tmp_path)
@@ -122,7 +122,7 @@ def test_a_piece_that_failed_loses_no_other_and_comes_last_the_next_time(done, t
     assert "all parts are done" in err
 
 
-def test_time_ends_before_a_piece_that_does_not_fit(done, monkeypatch, tmp_path):
+def test_the_run_stops_before_a_piece_that_exceeds_the_remaining_time(done, monkeypatch, tmp_path):
     _, ran = done
     monkeypatch.setattr(listing_module, "listing", lambda: [piece("a"), piece("b", seconds=599), piece("c")])
     code, _, err = run("gpu", "--device", "cpu", "--out", tmp_path, "--minutes", "9")
@@ -134,7 +134,7 @@ def test_time_ends_before_a_piece_that_does_not_fit(done, monkeypatch, tmp_path)
     assert "no part fits into 0.9 minutes: a takes about 1.0 min; increase --minutes" in err
 
 
-def test_a_piece_that_is_asked_for_is_done_again(done, tmp_path):
+def test_a_requested_piece_runs_again(done, tmp_path):
     _, ran = done
     for _ in range(2):
         assert run("gpu", "--device", "cpu", "--out", tmp_path, "--piece", "c", "--piece", "b")[0] == 0
@@ -142,7 +142,7 @@ def test_a_piece_that_is_asked_for_is_done_again(done, tmp_path):
     assert "did you mean" not in refused(2, "gpu", "--piece", "zzz")
 
 
-def test_done_is_what_was_the_same_command_on_the_same_card(done, tmp_path, monkeypatch):
+def test_only_the_same_command_on_the_same_card_counts_as_done(done, tmp_path, monkeypatch):
     place, pieces = Place("cpu", tmp_path), [piece("a"), piece("b")]
     assert len(list(running.carry_out(pieces, place, None, lambda _: None))) == 2
     assert in_order(pieces, state(place, pieces)) == []
@@ -161,7 +161,7 @@ def test_done_is_what_was_the_same_command_on_the_same_card(done, tmp_path, monk
     assert in_order(pieces, state(Place("cuda", moved), pieces)) == pieces
 
 
-def test_a_machine_without_a_gpu_tells_what_one_with_a_gpu_has_done(done, tmp_path, monkeypatch):
+def test_a_machine_without_a_gpu_lists_the_results_of_one_with_a_gpu(done, tmp_path, monkeypatch):
     with monkeypatch.context() as elsewhere:
         pretend(elsewhere, environment() | {"gpu": "a card"})
         assert len(list(running.carry_out([piece("a")], Place("cuda", tmp_path), None, lambda _: None))) == 1
@@ -170,7 +170,7 @@ def test_a_machine_without_a_gpu_tells_what_one_with_a_gpu_has_done(done, tmp_pa
     assert [line.split()[3] for line in out.splitlines()[:4]] == ["done", "open", "open", "open"]
 
 
-def test_without_a_gpu_it_explains_itself_in_two_sentences(monkeypatch):
+def test_without_a_gpu_the_error_names_the_alternatives_in_two_sentences(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     said = refused(1, "gpu")
     assert said.startswith("ppdm-bench: there is no CUDA device here")
@@ -178,14 +178,14 @@ def test_without_a_gpu_it_explains_itself_in_two_sentences(monkeypatch):
     assert all(word in said for word in ("--list", "--device cpu", "docs/gpu.md"))
 
 
-def test_a_command_ends_with_its_code_or_when_its_time_is_up():
+def test_run_returns_the_exit_code_or_none_after_a_timeout():
     assert running._run(("--version",), True, 120) == 0
     assert running._run(("nonsense",), True, 120) == 2
     assert running._run(("methods",), True, 0.05) is None
 
 
-def test_pieces_are_carried_out_for_real(monkeypatch, tmp_path):
-    """A piece of memory, and one that there is not: its line, and the rest goes on."""
+def test_real_pieces_run_and_an_invalid_one_does_not_stop_the_rest(monkeypatch, tmp_path):
+    """One piece measures memory, and the other one is not a command."""
     small = ("--method", FIRST, "--res", "8", "--width", "8", "--factor", "4", "--phase", "sample")
     pieces = [piece("nonsense"), piece("peaks", "memory", *small)]
     monkeypatch.setattr(listing_module, "listing", lambda: pieces)

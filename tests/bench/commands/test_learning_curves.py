@@ -1,4 +1,4 @@
-"""``quality --curve``: the models of a training on its way are scored; ``--paces``: minutes become steps."""
+"""``quality --curve`` scores intermediate models of a training; ``--paces`` converts minutes to steps."""
 
 import csv
 import json
@@ -23,7 +23,7 @@ CURVE = (*QUALITY, "--steps", 6, "--curve", 3, "--evaluations", "1,2")
 
 @pytest.fixture(autouse=True)
 def place(tmp_path, monkeypatch):
-    """A folder with pairs to work in; no rendering."""
+    """Return the current folder, a new one with pairs; figures are not rendered."""
     monkeypatch.chdir(tmp_path)
     write_pairs(tmp_path, SPLITS)
     for module in (pictures, evaluation_output):
@@ -54,7 +54,7 @@ def curves(place):
         return list(csv.DictReader(stream))
 
 
-def test_models_on_the_way_are_scored_on_val_and_stand_in_no_other_table(place):
+def test_intermediate_models_are_scored_on_val_and_appear_only_in_the_curves(place):
     code, _, err = run(*CURVE)
     assert code == 0, err
     points = on_curve(records(place))
@@ -75,7 +75,7 @@ def test_models_on_the_way_are_scored_on_val_and_stand_in_no_other_table(place):
     assert {subject for point in library.points for subject in point.subject_means("psnr")} == {"s4", "s5"}
 
 
-def test_the_same_command_again_adds_nothing(place, monkeypatch):
+def test_a_repeated_command_adds_no_records(place, monkeypatch):
     assert run(*CURVE)[0] == 0
     before = records(place)
     monkeypatch.setattr("ppdm.training.on_manifest.train_arrays", lambda *_, **__: pytest.fail("it was trained again"))
@@ -85,7 +85,7 @@ def test_the_same_command_again_adds_nothing(place, monkeypatch):
     assert "earlier commands" not in err
 
 
-def test_a_run_without_kept_models_says_so(place):
+def test_missing_intermediate_models_are_reported(place):
     assert run(*QUALITY, "--steps", 6, "--evaluations", "1")[0] == 0
     code, _, err = run(*QUALITY, "--steps", 6, "--evaluations", "1", "--curve", 3)
     assert code == 0, err
@@ -93,33 +93,33 @@ def test_a_run_without_kept_models_says_so(place):
     assert {r.options["curve"]["share"] for r in on_curve(records(place)) if r.method == "ppdm"} == {1.0}
 
 
-def test_minutes_become_steps_by_the_step_times_of_a_file(place, monkeypatch):
+def test_minutes_are_converted_to_steps_by_the_step_times_of_a_file(place, monkeypatch):
     monkeypatch.setattr(step_time, "_time_step", lambda *_: 0.75)
     paced = (*QUALITY, "--minutes", 0.05, "--paces", "paces.jsonl", "--evaluations", "1")
     code, _, err = run(*paced, "--curve", 2)
     assert code == 0, err
     found = records(place)
-    assert {r.value for r in found if r.metric == "train_steps"} == {4}  # 3 s at 0.75 s a step
+    assert {r.value for r in found if r.metric == "train_steps"} == {4}  # 3 s at 0.75 s per step
     trained = [record for record in found if record.subject and record.method == "ppdm"]
     assert {json.dumps(record.options["budgets"]) for record in trained} == {'{"time": 3.0}'}
     assert {(row["train_steps"], row["train_seconds"]) for row in curves(place)} == {("4", "3")}
 
 
-def test_time_for_fewer_steps_than_parts_is_refused(place, monkeypatch):
+def test_minutes_that_give_fewer_steps_than_validations_are_refused(place, monkeypatch):
     monkeypatch.setattr(step_time, "_time_step", lambda *_: 0.75)
     sentence = refused(2, *QUALITY, "--minutes", 0.05, "--paces", "paces.jsonl", "--curve", 5)
     assert "has 4 steps, too few for 5 validations (--curve); increase --minutes" in sentence
     assert not (place / "out").exists()
 
 
-def test_step_times_of_another_machine_count(place, monkeypatch):
+def test_step_times_of_another_machine_are_used(place, monkeypatch):
     monkeypatch.setattr(step_time, "_time_step", lambda *_: 1.0)
     paced = (*QUALITY, "--minutes", 0.05, "--evaluations", "1", "--paces")
     assert run(*paced, "here.jsonl")[0] == 0
     there = [
         replace(r, env={**r.env, "cpu": "another", "threads": 99}) for r in RecordFile(place / "here.jsonl").read()
     ]
-    assert {record.command for record in there} == {"quality"}  # not those of an ablation
+    assert {record.command for record in there} == {"quality"}  # not ablate
     RecordFile(place / "there.jsonl").append(there)
     monkeypatch.setattr(step_time, "_time_step", lambda *_: pytest.fail("it was measured again"))
     asked = []
@@ -138,13 +138,13 @@ def test_step_times_of_another_machine_count(place, monkeypatch):
         (("--paces", "paces.jsonl", "--steps", 6), "--paces turns minutes into steps; give --minutes"),
     ],
 )
-def test_what_cannot_be_is_refused(words, sentence, place):
+def test_invalid_options_are_refused(words, sentence, place):
     assert sentence in refused(2, *QUALITY, *words)
     assert not (place / "out").exists()
 
 
 @pytest.mark.parametrize("missing", ["val", "test"])
-def test_a_split_that_is_not_there_is_refused_before_the_training(missing, place):
+def test_a_missing_split_is_refused_before_the_training(missing, place):
     write_pairs(place, ["train" if split == missing else split for split in SPLITS])
     sentence = refused(1, *CURVE)
     assert f"has no pair in the split '{missing}'" in sentence

@@ -1,4 +1,4 @@
-"""What one meets who types the command for the first time: its help, completion, and hints for what was mistyped."""
+"""What a new user of the command sees: help, completion, and suggestions for mistyped words."""
 
 import re
 import subprocess
@@ -12,9 +12,9 @@ from commands import refused, run
 from ppdm_bench import cli
 from ppdm_bench.commands.command_names import ORDER, current_names
 
-# Typer's own switch, which main() sets where a shell is named; here so that it is as before afterwards.
+# A switch of Typer, which main() sets if a shell is named; a fixture restores it after each test.
 DETECTION = "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION"
-# How each shell's script binds the completion to the command.
+# The line with which the script of each shell binds the completion to the command.
 BOUND = {
     "bash": "complete -o default -F _ppdm_bench_completion ppdm-bench",
     "zsh": "#compdef ppdm-bench",
@@ -28,7 +28,7 @@ def _detection(monkeypatch):
 
 
 @pytest.mark.parametrize("shell", BOUND)
-def test_the_completion_of_a_shell_that_is_named(shell):
+def test_show_completion_prints_the_script_of_a_named_shell(shell):
     code, out, err = run("--show-completion", shell)
     assert (code, err) == (0, "")
     assert BOUND[shell] in out
@@ -37,7 +37,7 @@ def test_the_completion_of_a_shell_that_is_named(shell):
 
 
 @pytest.mark.parametrize("shell", BOUND)
-def test_the_completion_of_the_shell_that_is_at_work(shell, monkeypatch):
+def test_show_completion_detects_the_running_shell(shell, monkeypatch):
     monkeypatch.setattr("shellingham.detect_shell", lambda *_: (shell, f"/bin/{shell}"))
     code, out, err = run("--show-completion")
     assert (code, err) == (0, "")
@@ -57,7 +57,7 @@ def test_completion_is_installed_for_the_command(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_name_is_the_command_s_when_it_is_run_as_a_module():
+def test_the_completion_of_the_module_is_bound_to_the_command():
     command = [sys.executable, "-m", "ppdm_bench", "--show-completion", "bash"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
@@ -78,7 +78,7 @@ def test_the_name_is_the_command_s_when_it_is_run_as_a_module():
         (["data", "make", "m"], ["mri-t1t2"]),
     ],
 )
-def test_what_completion_offers(typed, offered, monkeypatch):
+def test_completion_offers_the_matching_words(typed, offered, monkeypatch):
     monkeypatch.setenv("_PPDM_BENCH_COMPLETE", "complete_bash")
     monkeypatch.setenv("COMP_WORDS", " ".join(["ppdm-bench", *typed]))
     monkeypatch.setenv("COMP_CWORD", str(len(typed)))
@@ -89,7 +89,7 @@ def test_what_completion_offers(typed, offered, monkeypatch):
     assert all(word.startswith(typed[-1]) for word in found)
 
 
-def test_the_words_of_completion_are_those_of_the_registries():
+def test_the_words_of_completion_equal_those_of_the_registries():
     from ppdm.network.options import CHECKPOINTING
     from ppdm.simulation.tasks import TASKS
     from ppdm_baselines import PRESETS
@@ -101,21 +101,21 @@ def test_the_words_of_completion_are_those_of_the_registries():
 
 
 @pytest.mark.parametrize(("words", "named"), [([], "memory"), (["data"], "manifest")])
-def test_no_command_is_a_question_that_the_help_answers(words, named):
+def test_without_a_command_the_help_is_shown(words, named):
     code, out, err = run(*words)
     assert (code, err) == (0, "")
     assert " ".join(["Usage: ppdm-bench", *words]) in " ".join(out.split())
     assert named in out
 
 
-def test_what_is_mistyped_is_answered_in_one_sentence_with_the_near_one():
+def test_a_mistyped_word_is_refused_with_a_suggestion():
     assert "Did you mean" in refused(2, "memry")
     assert "Did you mean 'manifest'" in refused(2, "data", "manifeste")
     assert re.search(r"No such option.*--budget\b", refused(2, "plan", "--buget", "8GB"))
 
 
 def commands_of(command, path=()):
-    """Every command that does something, with its name."""
+    """Return every command that is not a group, with its name."""
     if not hasattr(command, "commands"):
         return [(" ".join(path), command)]
     return [one for name, inner in command.commands.items() for one in commands_of(inner, (*path, name))]
@@ -149,18 +149,18 @@ def test_the_help_states_the_default_of_every_option(name, command):
         (("ablate", "--phantom-grid", "oblong"), ["--grid", "oblong"]),
     ],
 )
-def test_an_old_name_of_an_option_is_taken_with_a_notice(words, current, capsys):
+def test_an_old_option_name_is_accepted_with_a_notice(words, current, capsys):
     assert current_names(words[0], words[1:]) == current
     assert "is now --" in capsys.readouterr().err
 
 
-def test_current_names_pass_without_a_notice(capsys):
+def test_current_option_names_cause_no_notice(capsys):
     for words in (("ablate", "--grid", "oblong"), ("train", "--steps", "2"), ("plan", "--phase", "train")):
         assert current_names(words[0], words[1:]) == list(words[1:])
     assert capsys.readouterr().err == ""
 
 
-def test_an_old_name_reaches_the_command_and_is_not_in_its_help():
+def test_an_old_option_name_works_but_is_not_in_the_help():
     assert (
         "'--phase': expected train or sample, got 'fun'"
         in run("plan", "--budget", "8GB", "--res", 8, "--for", "fun")[2]

@@ -1,4 +1,4 @@
-"""A user's own pairs in ``quality`` and ``ablate``: trained, scored, recorded and resumed as synthetic subjects are."""
+"""A user's pairs in ``quality`` and ``ablate``, which are handled like synthetic subjects."""
 
 import os
 import shutil
@@ -7,7 +7,7 @@ import pytest
 from commands import refused, run
 from tiny_training import pair
 
-import ppdm_bench.evaluation.jobs  # noqa: F401  it must not be imported while a test replaces carry_out_trials
+import ppdm_bench.evaluation.jobs  # noqa: F401  import it before a test replaces carry_out_trials
 from ppdm.data.volume import Volume, read_volume, write_volume
 from ppdm_bench.commands import pair_sources
 from ppdm_bench.commands.pair_sources import ManifestSubjects
@@ -23,7 +23,7 @@ ABLATE = (*ABLATE, "--evaluations", "1", "--device", "cpu", "--set", "network.mu
 
 
 def pairs_in(folder, splits=SPLITS, factors=None):
-    """A folder of pairs of one size, and their manifest."""
+    """Create a folder with pairs of one size; return their manifest."""
     folder.mkdir()
     rows = ["subject,split,source,target,suv_factor"]
     for number, (split, factor) in enumerate(zip(splits, factors or [""] * len(splits), strict=True)):
@@ -42,7 +42,7 @@ def write_pair(folder, number, shape, seed=None, spacings=(2.0, 2.0)):
 
 @pytest.fixture
 def place(tmp_path, monkeypatch, unrendered):
-    """An empty folder to work in; no rendering, and a stated peak in the place of predictions of memory."""
+    """Return the current folder, a new one; the memory prediction is a fixed peak, and figures are not rendered."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(memory_command, "predict_peak", lambda *_: Peak(2**20, peak_reserved=2**21))
     return tmp_path
@@ -53,7 +53,7 @@ def never(*_, **__):
 
 
 @pytest.mark.slow
-def test_pairs_are_trained_scored_and_recorded_under_the_name_of_their_file(place, monkeypatch):
+def test_pairs_are_recorded_by_manifest_name_and_changed_pairs_do_not_resume(place, monkeypatch):
     table = pairs_in(place / "mine")
     code, out, err = run(*QUALITY, "--manifest", table, "--vary", "kernel.gamma=0.25", "--out", "out")
     assert code == 0, err
@@ -67,13 +67,13 @@ def test_pairs_are_trained_scored_and_recorded_under_the_name_of_their_file(plac
     assert all(record.options["data"] == expected for record in records)
     assert "Quality on pairs, test, 2 subjects" in out
 
-    # The data may be moved, and the same command then trains nothing.
+    # With the same data in another folder, the same command trains nothing.
     shutil.copytree(place / "mine", place / "elsewhere")
     monkeypatch.setattr("ppdm.training.on_manifest.train_arrays", never)
-    monkeypatch.setattr(pair_sources, "check_pairs", never)  # it was checked before
+    monkeypatch.setattr(pair_sources, "check_pairs", never)  # they were checked before
     assert run(*QUALITY, "--manifest", place / "elsewhere" / "pairs.csv", "--out", "out")[0] == 0
 
-    # A changed manifest is not resumed.
+    # A run does not resume with a changed scan.
     write_pair(place / "mine", 1, (16, 16, 16), seed=9)
     records = RecordFile(folder / "records.jsonl").read()
     said = refused(1, *QUALITY, "--manifest", table, "--out", "out")
@@ -82,7 +82,7 @@ def test_pairs_are_trained_scored_and_recorded_under_the_name_of_their_file(plac
 
 
 @pytest.mark.slow
-def test_an_ablation_of_pairs_of_several_sizes(place, monkeypatch):
+def test_ablate_accepts_pairs_of_several_sizes_and_resumes(place, monkeypatch):
     table = pairs_in(place / "mine")
     write_pair(place / "mine", 0, (16, 24, 16))
     write_pair(place / "mine", 3, (16, 16, 20))
@@ -97,7 +97,7 @@ def test_an_ablation_of_pairs_of_several_sizes(place, monkeypatch):
     assert {record.shape for record in records if record.metric == "peak_allocated"} == {(16, 16, 20), (16, 24, 16)}
     assert {record.shape for record in records if record.metric == "step_seconds"} == {(16, 24, 16)}
     assert "pairs, equal steps: 2 steps" in out
-    assert out.count(" 0.000977 ") == 4  # two peaks of two cells, at the largest volume that is scored
+    assert out.count(" 0.000977 ") == 4  # two peaks of two cells, for the largest volume that is scored
     assert "Ablation of ppdm, several sizes, 2 subjects per task" in out
     monkeypatch.setattr("ppdm.training.on_manifest.train_arrays", never)
     assert run(*words)[0] == 0
@@ -107,7 +107,7 @@ def test_an_ablation_of_pairs_of_several_sizes(place, monkeypatch):
     assert [r for r in RecordFile(place / "out" / "records.jsonl").read() if r.status != "ok"] == []
 
 
-def test_a_manifest_stands_beside_a_task(place, monkeypatch):
+def test_manifests_and_tasks_can_be_combined(place, monkeypatch):
     asked = []
     monkeypatch.setattr(trials, "carry_out_trials", lambda plan, *_: iter(asked.extend(plan) or []))
     table = pairs_in(place / "mine")
@@ -121,7 +121,7 @@ def test_a_manifest_stands_beside_a_task(place, monkeypatch):
     assert len({trial.folder(place) for trial in asked}) == 3
 
 
-def test_the_digest_is_of_what_the_results_depend_on(tmp_path):
+def test_the_digest_changes_only_with_what_affects_the_results(tmp_path):
     table = pairs_in(tmp_path / "mine")
     digest = ManifestSubjects(table).digest
 
@@ -137,7 +137,7 @@ def test_the_digest_is_of_what_the_results_depend_on(tmp_path):
     assert changed("\n".join([rows[0], rows[2], rows[1], *rows[3:]]))
     assert changed("\n".join(rows).replace("s2,val", "s2,train"))
     assert changed("\n".join(rows).replace("s1,", "t1,"))
-    assert changed("\n".join(f"{row}1" if number else row for number, row in enumerate(rows)))  # a factor
+    assert changed("\n".join(f"{row}1" if number else row for number, row in enumerate(rows)))  # an SUV factor
     table.write_text("\n".join(rows))
     write_pair(tmp_path / "mine", 4, (16, 16, 16), seed=9)
     assert ManifestSubjects(table).digest != digest
@@ -240,9 +240,7 @@ def with_a_copy_in_another_split(folder):
         (of_two_sizes, ("--batch-size", 2), "a batch of 2 needs one shape; crop them alike, or give --batch-size 1"),
     ],
 )
-def test_pairs_that_cannot_be_compared_are_refused_before_anything_is_made(
-    command, made, words, sentence, tmp_path, monkeypatch
-):
+def test_unusable_pairs_are_refused_before_any_file_is_written(command, made, words, sentence, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     table = made(tmp_path / "mine")
     assert sentence in refused(1, *command, "--manifest", table, *words, "--out", "out")
@@ -265,7 +263,7 @@ def test_pairs_that_cannot_be_compared_are_refused_before_anything_is_made(
         (("--manifest", "...csv"), "would be called '..', which begins with a dot"),
     ],
 )
-def test_options_that_do_not_fit_together(command, words, sentence, tmp_path, monkeypatch):
+def test_invalid_and_incompatible_options_are_refused(command, words, sentence, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert sentence in refused(2, *command, *words, "--out", "out")
     assert not (tmp_path / "out").exists()
@@ -282,7 +280,7 @@ def test_options_that_do_not_fit_together(command, words, sentence, tmp_path, mo
         ("ppdm r=2 mean of 3", False),
     ],
 )
-def test_a_reference_that_no_row_has_is_refused_before_the_training(place, monkeypatch, reference, known):
+def test_an_unknown_reference_is_refused_before_the_training(place, monkeypatch, reference, known):
     monkeypatch.setattr(trials, "carry_out_trials", lambda *_: iter(()))
     words = ("--vary", "kernel.gamma=0.25", "--seeds", "0,1", "--reference", reference, "--out", "out")
     words = (*QUALITY, "--manifest", pairs_in(place / "mine"), *words)
@@ -294,7 +292,7 @@ def test_a_reference_that_no_row_has_is_refused_before_the_training(place, monke
     assert (place / "out").exists() == known
 
 
-def test_targets_on_another_grid_are_resampled_where_that_is_asked_for(place, monkeypatch):
+def test_resample_accepts_targets_on_another_grid(place, monkeypatch):
     asked = []
     monkeypatch.setattr(trials, "carry_out_trials", lambda plan, *_: iter(asked.extend(plan) or []))
     assert run(*QUALITY, "--manifest", on_two_grids(place / "mine"), "--resample", "--out", "out")[0] == 0

@@ -1,4 +1,4 @@
-"""Plans: searches against brute force, on made-up predictors and on real predictions of tiny volumes."""
+"""``ppdm-bench plan``: searches compared with brute force, on made-up predictors and on predictions of tiny volumes."""
 
 import json
 import multiprocessing
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 
 def searched(verdict, limit=40, capacity=None, needs=lambda k: k, known=()):
-    """Run a search on a made-up predictor; what was found and the cases that were looked at, in order."""
+    """Run a search on a made-up predictor; return the result and the cases that it requested, in order."""
 
     def look(k):
         return CasePrediction(verdict(k), needs(k))
@@ -44,7 +44,7 @@ def searched(verdict, limit=40, capacity=None, needs=lambda k: k, known=()):
 @pytest.mark.parametrize("most", [0, 1, 7, 39, 40])
 @pytest.mark.parametrize("known", [(), (1,), (20,), (40,)])
 @pytest.mark.parametrize("capacity", [None, 7, 1000], ids=["halving", "estimates", "wrong estimates"])
-def test_a_search_finds_the_largest_and_looks_at_the_next(most, known, capacity):
+def test_a_search_finds_the_largest_case_that_fits_and_predicts_the_next_one(most, known, capacity):
     found, _ = searched(lambda k: k <= most, known=known, capacity=capacity)
     assert found.value == most
     assert found.exception is None
@@ -53,31 +53,32 @@ def test_a_search_finds_the_largest_and_looks_at_the_next(most, known, capacity)
     assert found.bounded == (most < 40)
 
 
-def test_good_estimates_need_two_looks():
+def test_with_a_good_estimate_two_predictions_suffice():
     found, seen = searched(lambda k: k <= 17, capacity=17, known=(30,))
     assert (found.value, seen) == (17, [17, 18])
 
 
-def test_memory_that_does_not_grow_steadily_is_caught_and_searched_on():
+def test_a_search_reports_a_case_that_fits_although_a_smaller_one_does_not():
     found, _ = searched(lambda k: k <= 5 or 18 <= k <= 22, known=(20, 10))
     assert (found.value, found.exception) == (5, 20)
 
 
 TINY = Configuration("ppdm", (32, 32, 32), factor=2, width=8)
-SMALL = replace(TINY, method="tiny_training:TINY")  # with two levels
+SMALL = replace(TINY, method="tiny_training:TINY")  # the network has two levels
 BOUNDS = Bounds(step=16, edge=64, batch=4, factors=(1, 2, 4))
 
 
 def target_of(size, **fields):
-    """A card with this many MiB for the allocator."""
+    """Return a card with this many MiB for the allocator."""
     return Target(torch="2.11.0", capacity=size * MIB + MARGIN, context=0, **fields)
 
 
 @pytest.fixture(scope="module")
 def answer():
-    """One real answer, a card that holds the question as asked but not much more, and the predictor, which remembers.
+    """Return a real answer, and a function that predicts which configurations fit on the same card.
 
-    What a search looked at need not be predicted again to see whether the search is right.
+    The card has slightly more memory than the requested configuration needs. Predictions are cached, so that brute
+    force does not repeat those of the search.
     """
     target, remembered = target_of(107), cache(predict)
     with pytest.MonkeyPatch.context() as patch:
@@ -91,7 +92,7 @@ def answer():
     return found, brute
 
 
-def test_the_largest_cube_is_that_of_brute_force(answer):
+def test_the_largest_cube_equals_that_of_brute_force(answer):
     found, brute = answer
     cubes = brute([replace(SMALL, shape=(n, n, n)) for n in (16, 32, 48, 64)])
     assert found.cube.value == sum(cubes)
@@ -99,7 +100,7 @@ def test_the_largest_cube_is_that_of_brute_force(answer):
     assert cubes == sorted(cubes, reverse=True)
 
 
-def test_the_largest_batch_and_the_smallest_factor_are_those_of_brute_force(answer):
+def test_the_largest_batch_and_the_smallest_factor_equal_those_of_brute_force(answer):
     found, brute = answer
     batches = brute([replace(SMALL, batch_size=n) for n in (1, 2, 3, 4)])
     assert found.batch.value == sum(batches)
@@ -108,7 +109,7 @@ def test_the_largest_batch_and_the_smallest_factor_are_those_of_brute_force(answ
     assert found.factor.value == sum(factors)
 
 
-def test_alternatives_are_single_options_and_their_combinations_the_mildest_first():
+def test_alternatives_are_single_options_then_combinations_with_the_mildest_first():
     def made(asked, phase, **fields):
         others = Alternatives.of(asked, phase, target_of(1, **fields))
         return [[(c.precision, c.checkpointing) for c in group] for group in (*others.single, others.combined)]
@@ -127,7 +128,7 @@ def test_alternatives_are_single_options_and_their_combinations_the_mildest_firs
 
 
 def made_up(case, target):
-    """Needs 100 MB a step of the edge, half with bf16."""
+    """Predict 100 MiB per 16 voxels of the edge and per volume, divided by the factor (or 2) and halved with bf16."""
     configuration = case.configuration
     need = configuration.shape[0] // 16 * 100 * MIB * configuration.batch_size
     need //= (1 + (configuration.precision == "bf16")) * (configuration.factor or 2)
@@ -144,7 +145,7 @@ def lines(monkeypatch, tmp_path):
     return records, gather_plan(records), tmp_path
 
 
-def test_records_hold_both_predictions_behind_a_largest_value(lines):
+def test_the_record_of_a_largest_value_contains_the_predictions_that_verify_it(lines):
     records, _, _ = lines
     (cube,) = [r for r in records if r.metric == "largest_resolution" and r.method == "ppdm"]
     assert (cube.value, cube.kind, cube.command) == (80, "predicted", "plan")
@@ -152,7 +153,7 @@ def test_records_hold_both_predictions_behind_a_largest_value(lines):
     assert failures(records) == []
 
 
-def test_the_table_is_ranked_and_the_answer_in_words(lines):
+def test_the_table_is_ranked_and_the_text_states_the_answer(lines):
     records, (first, second), folder = lines
     assert (first.method, second.method) == ("ppdm r=2", "ddpm3d")
     assert (first.fits, second.fits, second.options) == (True, False, ["bf16"])
@@ -167,7 +168,7 @@ def test_the_table_is_ranked_and_the_answer_in_words(lines):
     assert present(records, None)[1] == []
 
 
-def test_a_method_that_cannot_be_predicted_is_told_and_the_others_go_on(monkeypatch):
+def test_a_method_that_cannot_be_predicted_is_reported_and_the_others_continue(monkeypatch):
     def fails(case, target):
         if case.configuration.method == "ddpm3d":
             raise NoOutlook("ddpm3d sample: KeyError")
@@ -181,8 +182,8 @@ def test_a_method_that_cannot_be_predicted_is_told_and_the_others_go_on(monkeypa
     assert "fits" in {r.metric for r in records if r.method == "ppdm"}
 
 
-def test_a_question_asks_others_side_by_side():
-    """The first case of each is wanted before any is seen, a case that both want once; one without answer ends all."""
+def test_parts_of_a_question_run_concurrently_and_share_predictions():
+    """Each part requests its first case before any part continues. A case that fails ends only its own question."""
     wanted = []
 
     def submit(case):
@@ -212,7 +213,7 @@ def test_a_question_asks_others_side_by_side():
     assert str(failed) == "cannot be seen"
 
 
-def test_the_command_prints_records(monkeypatch, tmp_path):
+def test_the_command_prints_records_or_a_table_and_writes_no_files(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("ppdm_bench.planning.outlook.predict", made_up)
     words = ("plan", "--budget", "8GB", "--res", 64, "--method", "ppdm", "--phase", "sample")
@@ -228,7 +229,7 @@ def test_the_command_prints_records(monkeypatch, tmp_path):
     assert "largest cube" not in few
 
 
-def test_predictions_are_those_of_memory():
+def test_plan_and_memory_predict_the_same_peak():
     configuration, target = replace(TINY, shape=(16,) * 3), Target(torch="2.11.0", capacity=80 * MIB, context=0)
     peak = predicted(configuration, "sample", target)
     look = predict(OutlookCase(configuration, "sample"), target)
@@ -239,7 +240,7 @@ def test_predictions_are_those_of_memory():
     assert not predict(OutlookCase(configuration, "sample"), replace(target, capacity=peak.peak_allocated - 1)).fits
 
 
-def test_host_memory_is_said_for_sampling_one_volume(monkeypatch):
+def test_host_memory_is_predicted_and_printed_for_sampling_one_volume(monkeypatch):
     monkeypatch.setattr("ppdm_bench.memory.host.process_base", lambda device: GIB)
     configuration, target = replace(TINY, shape=(16,) * 3), Target(torch="2.11.0", capacity=80 * MIB, context=0)
     look = predict(OutlookCase(configuration, "sample"), target)
@@ -261,12 +262,12 @@ def test_host_memory_is_said_for_sampling_one_volume(monkeypatch):
 
 
 def predicted(configuration, phase, target):
-    """As ``memory`` does it."""
+    """Return the peak as ``memory`` predicts it."""
     work = workload(configuration.resolve(), phase, configuration.shape, configuration.batch_size, "cuda")
     return predict_peak(work.build, work.step, work.iterations, target)
 
 
-def test_methods_of_ones_own_presets_and_factors(monkeypatch):
+def test_plan_accepts_user_methods_presets_and_factors(monkeypatch):
     monkeypatch.setattr("ppdm_bench.planning.outlook.predict", made_up)
     words = ("plan", "--budget", "8GB", "--res", 64, "--phase", "sample", "--json")
     own = json.loads(run(*words, "--method", "ppdm.model:PPDM")[1])
@@ -278,7 +279,7 @@ def test_methods_of_ones_own_presets_and_factors(monkeypatch):
 
 
 @pytest.mark.parametrize("apart", [1, 2])
-def test_predictions_apart_end_with_the_block(apart):
+def test_an_interrupted_predictor_leaves_no_processes(apart):
     case = OutlookCase(replace(TINY, shape=(16,) * 3), "sample")
     futures = []
 
@@ -293,7 +294,7 @@ def test_predictions_apart_end_with_the_block(apart):
     assert multiprocessing.active_children() == []
 
 
-def test_refusals():
+def test_invalid_options_are_refused():
     assert "this machine has no GPU" in refused(2, "plan", "--res", 64)
     assert "give one size" in refused(2, "plan", "--budget", "8GB")
     assert "CUDA context" in refused(2, "plan", "--budget", "256MB", "--res", 64)
@@ -301,7 +302,7 @@ def test_refusals():
 
 
 def test_each_single_option_that_suffices_is_found(monkeypatch):
-    """bf16 alone suffices, and so does recomputing blocks, but not only norms; nothing needs a combination."""
+    """bf16 suffices, and so does block checkpointing, but not norm checkpointing; no combination is needed."""
 
     def enough(case, target):
         one = case.configuration
@@ -330,8 +331,8 @@ def test_a_combination_is_tried_only_if_no_single_option_suffices(monkeypatch):
     assert line.options == ["bf16 and norm checkpointing"]
 
 
-def test_an_interrupted_plan_keeps_its_answers(monkeypatch, tmp_path):
-    """Ctrl-C arrives while the largest cubes of the second method are still searched."""
+def test_an_interrupted_plan_keeps_the_answers_it_has(monkeypatch, tmp_path):
+    """Ctrl-C arrives before the first answer; in a second run, during the search for the largest cube of ddpm3d."""
     cubes = []
 
     def interrupted(case, target):
@@ -356,7 +357,7 @@ def test_an_interrupted_plan_keeps_its_answers(monkeypatch, tmp_path):
     assert {r.method for r in RecordFile(tmp_path / "records.jsonl").read()} == {"regression"}
 
 
-def test_a_card_is_planned_for_by_its_name(monkeypatch):
+def test_gpu_selects_a_card_by_its_name(monkeypatch):
     monkeypatch.setattr("ppdm_bench.planning.outlook.predict", made_up)
     words = ("plan", "--res", 64, "--method", "ppdm", "--phase", "sample")
     rows = json.loads(run(*words, "--gpu", "2080 Ti", "--json")[1])
@@ -367,7 +368,7 @@ def test_a_card_is_planned_for_by_its_name(monkeypatch):
     assert "did you mean RTX 4090" in refused(2, *words, "--gpu", "RTX 4900")
 
 
-def test_a_purpose_covers_every_phase_that_serves_it_and_its_old_name_is_still_read(monkeypatch):
+def test_a_phase_includes_that_of_the_autoencoder_and_the_old_option_is_accepted(monkeypatch):
     monkeypatch.setattr("ppdm_bench.planning.outlook.predict", made_up)
     words = ("plan", "--budget", "8GB", "--res", 64, "--method", "latent")
     code, out, err = run(*words, "--for", "train", "--json")
@@ -376,8 +377,8 @@ def test_a_purpose_covers_every_phase_that_serves_it_and_its_old_name_is_still_r
     assert {row["phase"] for row in json.loads(run(*words, "--phase", "sample", "--json")[1])} == {"sample", "decode"}
 
 
-def test_a_method_is_judged_over_all_phases_of_a_purpose(monkeypatch):
-    """The autoencoder needs more than the diffusion in its latents, and more than the card has."""
+def test_a_method_fits_only_if_all_phases_of_a_purpose_fit(monkeypatch):
+    """Training the autoencoder needs more memory than training the diffusion, and more than the card has."""
 
     def by_phase(case, target):
         one = case.configuration
@@ -394,7 +395,7 @@ def test_a_method_is_judged_over_all_phases_of_a_purpose(monkeypatch):
     assert "autoencoder train 0.418" in train.notes[-1]
 
 
-def test_a_second_plan_into_a_folder_adds_its_rows_to_those_of_the_same_request(monkeypatch, tmp_path):
+def test_a_second_plan_in_a_folder_is_shown_with_earlier_rows_of_the_same_capacity(monkeypatch, tmp_path):
     monkeypatch.setattr("ppdm_bench.planning.outlook.predict", made_up)
 
     def planned(method, size, edge=64):

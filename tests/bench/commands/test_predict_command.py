@@ -1,4 +1,4 @@
-"""``ppdm-bench predict``: what it prints, writes and refuses."""
+"""``ppdm-bench predict``: its output, its files and its error messages."""
 
 import json
 import sys
@@ -32,7 +32,7 @@ while True:
 
 @pytest.fixture(autouse=True)
 def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A script that never ends, in the current folder."""
+    """Write a training script with an endless loop into a new current folder."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "train.py").write_text(SCRIPT)
 
@@ -44,7 +44,7 @@ def predicted(*words: str) -> tuple[str, str]:
 
 
 @pytest.mark.slow
-def test_the_text_tells_peak_verdict_parts_blocks_growth_and_made_up_values(tmp_path: Path) -> None:
+def test_the_text_shows_peak_verdict_parts_blocks_growth_and_made_up_values(tmp_path: Path) -> None:
     out, _ = predicted("--gpu", "RTX 4090", "--torch", "2.8.0", "--out", "made")
     assert out.startswith("train.py: 3 steps, predicted in ")
     assert "for RTX 4090 with PyTorch 2.8.0\n" in out
@@ -69,7 +69,7 @@ def test_the_text_tells_peak_verdict_parts_blocks_growth_and_made_up_values(tmp_
 
 
 @pytest.mark.slow
-def test_json_is_an_array_of_records_and_a_card_that_is_too_small_is_a_result() -> None:
+def test_json_is_an_array_of_records_and_a_capacity_that_is_too_small_is_a_result() -> None:
     out, _ = predicted("--capacity", "600MB", "--steps", "1", "--json")
     records = json.loads(out)
     (peak,) = [r for r in records if r["metric"] == "peak_allocated"]
@@ -81,7 +81,7 @@ def test_json_is_an_array_of_records_and_a_card_that_is_too_small_is_a_result() 
 
 
 @pytest.mark.slow
-def test_on_the_cpu_there_are_no_rules_of_cuda() -> None:
+def test_a_prediction_for_the_cpu_shows_no_reserved_memory() -> None:
     out, _ = predicted("--device", "cpu", "--steps", "1")
     assert "for the CPU" in out
     assert "reserved" not in out
@@ -89,7 +89,7 @@ def test_on_the_cpu_there_are_no_rules_of_cuda() -> None:
 
 
 @pytest.mark.slow
-def test_a_script_that_fails_is_one_sentence_with_its_last_words() -> None:
+def test_a_failing_script_is_reported_with_the_last_lines_of_its_output() -> None:
     Path("train.py").write_text("print('no data here')\nraise SystemExit(4)\n")
     error = refused(1, "predict", "--", sys.executable, "train.py")
     assert error == (
@@ -112,7 +112,7 @@ def test_a_script_that_fails_is_one_sentence_with_its_last_words() -> None:
         (("--timeout", "0", "--", "train.py"), "expected seconds"),
     ],
 )
-def test_bad_usage_is_refused_before_anything_runs(words: tuple[str, ...], said: str) -> None:
+def test_usage_errors_are_refused(words: tuple[str, ...], said: str) -> None:
     assert said in refused(2, "predict", *words)
 
 

@@ -1,4 +1,4 @@
-"""``ppdm-bench quality``: methods and points near them, trained and evaluated under one budget."""
+"""``ppdm-bench quality``: methods and their variations, trained and evaluated with the same budget."""
 
 import csv
 import json
@@ -7,7 +7,7 @@ import pytest
 from commands import refused, run
 from tiny_training import pair
 
-import ppdm_bench.evaluation.jobs  # noqa: F401  it must not be imported while a test replaces carry_out_trials
+import ppdm_bench.evaluation.jobs  # noqa: F401  import it before a test replaces carry_out_trials
 from ppdm.data.manifest import read_manifest
 from ppdm.data.volume import Volume, write_volume
 from ppdm_bench.commands import pair_sources
@@ -38,13 +38,13 @@ def pairs(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def stand_ins(pairs, tmp_path, monkeypatch, unrendered):
-    """Pairs in the place of phantoms, which take seconds each, and no rendering; an empty folder to work in."""
+    """Use pairs instead of phantoms, which take seconds each, without rendering; the current folder is a new one."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pair_sources, "cached_set", lambda *_, **__: pairs)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # submitit leaves its logs open
-def test_trainings_in_jobs_are_scored_as_those_that_are_made_here(tmp_path, monkeypatch):
+def test_trainings_in_jobs_give_the_scores_of_local_ones(tmp_path, monkeypatch):
     pytest.importorskip("submitit")
     jobs = ("--launcher", "submitit", "--launcher-option", "cluster=debug")
     assert run(*SMALL, *MORE)[0] == 0
@@ -61,7 +61,7 @@ def test_trainings_in_jobs_are_scored_as_those_that_are_made_here(tmp_path, monk
     assert run(*SMALL, *MORE, "--out", "spread", *jobs)[0] == 0
 
 
-def test_every_point_is_trained_evaluated_and_recorded(tmp_path):
+def test_every_variation_is_trained_evaluated_and_recorded(tmp_path):
     code, out, err = run(*SMALL, *MORE)
     assert code == 0, err
     folder = tmp_path / "out" / "mri-t1t2"
@@ -69,7 +69,7 @@ def test_every_point_is_trained_evaluated_and_recorded(tmp_path):
     records = RecordFile(folder / "records.jsonl").read()
     assert {record.command for record in records} == {"quality"}
     scored = {(record.method, record.variant, record.subject) for record in records if record.metric == "psnr"}
-    assert len(scored) == 3 * 2  # the input and two points on two test subjects
+    assert len(scored) == 3 * 2  # the input and two variants on two test subjects
     for metric, value in (("train_steps", 2), ("train_seconds", None)):
         costs = [record for record in records if record.metric == metric]
         assert len(costs) == 2
@@ -82,7 +82,7 @@ def test_every_point_is_trained_evaluated_and_recorded(tmp_path):
     assert "written: " in out
 
 
-def test_the_same_command_again_trains_nothing_and_a_longer_one_the_rest(monkeypatch):
+def test_a_repeated_command_trains_nothing_and_a_new_seed_only_its_runs(monkeypatch):
     code, _, err = run(*SMALL, *MORE)
     assert code == 0, err
     trained = []
@@ -105,7 +105,7 @@ def names_in(folder):
         return list(dict.fromkeys(row["name"] for row in csv.DictReader(stream)))
 
 
-def test_a_row_is_named_by_what_differs_and_stays_when_others_come(tmp_path):
+def test_row_names_state_differences_and_rows_stay_when_others_are_added(tmp_path):
     folder = tmp_path / "out" / "mri-t1t2"
     assert run(*SMALL, "--method", "ppdm", "--seeds", "0,1", "--out", "out")[0] == 0
     assert names_in(folder) == ["input", "ppdm r=2", "ppdm r=2 s1"]
@@ -118,14 +118,14 @@ def test_a_row_is_named_by_what_differs_and_stays_when_others_come(tmp_path):
     assert names_in(folder) == ["input", "ppdm r=2", "ppdm r=2 s1", *new]
 
 
-def test_costs_are_recorded_once(tmp_path):
+def test_training_costs_are_recorded_once(tmp_path):
     for _ in range(2):
         assert run(*SMALL, "--method", "ppdm", "--out", "out")[0] == 0
     records = RecordFile(tmp_path / "out" / "mri-t1t2" / "records.jsonl").read()
     assert len([record for record in records if record.metric == "train_seconds"]) == 1
 
 
-def test_a_training_that_fails_loses_no_other(tmp_path):
+def test_a_failed_training_does_not_affect_the_others(tmp_path):
     words = (*SMALL, "--method", "ppdm", "--vary", "optimisation.learning_rate=1e30", "--out", "out")
     code, out, err = run(*words)
     assert code == 1
@@ -133,26 +133,26 @@ def test_a_training_that_fails_loses_no_other(tmp_path):
     assert "ppdm r=2" in out
 
 
-def test_the_methods_own_evaluations_are_made_once_where_they_are_asked_for_twice(tmp_path):
+def test_the_own_number_of_evaluations_is_scored_once_if_it_is_requested_twice(tmp_path):
     code, _, err = run(*SMALL, "--method", "ppdm", "--evaluations", "4,own,2,1", "--out", "out")
     assert code == 0, err
     records = RecordFile(tmp_path / "out" / "mri-t1t2" / "records.jsonl").read()
     assert [record.steps for record in records if record.metric == "psnr" and record.subject == "s3"] == [None, 4, 2, 1]
 
 
-def test_the_split_to_choose_by(tmp_path):
+def test_the_split_val_scores_the_validation_subjects(tmp_path):
     assert run(*SMALL, "--method", "ppdm", "--split", "val", "--out", "out")[0] == 0
     records = RecordFile(tmp_path / "out" / "mri-t1t2" / "records.jsonl").read()
     assert {record.subject for record in records if record.subject} == {"s2"}
 
 
-def test_records_as_json():
+def test_json_prints_the_records():
     code, out, err = run(*SMALL, "--method", "ppdm", "--out", "out", "--json")
     assert code == 0, err
     assert {row["method"] for row in json.loads(out)} == {"input", "ppdm"}
 
 
-def test_quick_says_so(monkeypatch):
+def test_quick_trains_two_methods_for_at_most_six_minutes(monkeypatch):
     asked = []
     monkeypatch.setattr(trials, "train_run", lambda *given, **_: asked.append(given) or "")
     monkeypatch.setattr("ppdm_bench.commands.quality._evaluate", lambda *_: None)
@@ -160,12 +160,12 @@ def test_quick_says_so(monkeypatch):
     assert code == 0
     assert "quick profile" in err
     assert [given[0].name for given in asked] == ["ppdm", "ddpm3d"]
-    assert "own" in QUICK["evaluations"]  # else a method of many steps is scored with few
+    assert "own" in QUICK["evaluations"]  # otherwise a method of many steps would be scored with few
     minutes = sum(given[2].minutes for given in asked)
     assert 0 < minutes <= 6
 
 
-def test_every_method_on_every_task_by_default(monkeypatch):
+def test_by_default_every_method_is_trained_on_every_task(monkeypatch):
     from ppdm.simulation.tasks import PAPER_TASKS
     from ppdm_baselines import METHODS
 
@@ -179,7 +179,7 @@ def test_every_method_on_every_task_by_default(monkeypatch):
     assert {trial.schedule.steps for trial in asked} == {2000}
 
 
-def test_folders_differ_wherever_trials_do():
+def test_every_trial_has_a_folder_of_its_own():
     made = trials.plan_trials(
         [PhantomSubjects("mri-t1t2"), PhantomSubjects("pet-joint")],
         ["ppdm"],
@@ -192,7 +192,7 @@ def test_folders_differ_wherever_trials_do():
     assert all(" " not in str(trial.folder(trials.Path("out"))) for trial in made)
 
 
-def test_points_are_near_the_one_that_is_started_from():
+def test_variations_start_from_the_fields_that_set_changes():
     starts = ["kernel.gamma=1", "network.multipliers=[1,2]", "kernel.gamma=0.25"]
     made = trials.plan_trials(
         [PhantomSubjects("mri-t1t2")], ["ppdm"], ["kernel=i2sb"], trials.Schedule(steps=1), [0], 8, starts
@@ -216,12 +216,12 @@ def test_points_are_near_the_one_that_is_started_from():
         (("--split", "dev"), "is not one of 'train', 'val', 'test'"),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_is_made(words, sentence, tmp_path):
+def test_invalid_options_are_refused_before_any_file_is_written(words, sentence, tmp_path):
     assert sentence in refused(2, "quality", *words, "--out", "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_reference_that_there_is_not():
+def test_an_unknown_reference_is_refused():
     code, _, err = run(*SMALL, "--method", "ppdm", "--reference", "nobody", "--out", "out")
     assert code != 0
     assert "no 'nobody' to take differences from" in err

@@ -1,4 +1,4 @@
-"""Several samples through the commands: their mean, their deviation, and whether it tells where the error is."""
+"""Several samples in the commands: their mean, their standard deviation, and its rank correlation with the error."""
 
 import csv
 from dataclasses import replace
@@ -13,7 +13,7 @@ from scipy.stats import spearmanr
 from tiny_training import TINY
 
 import ppdm
-import ppdm_bench.evaluation.jobs  # noqa: F401  it must not be imported while a test replaces carry_out_trials
+import ppdm_bench.evaluation.jobs  # noqa: F401  import it before a test replaces carry_out_trials
 from ppdm.checkpoint import load, save
 from ppdm.data.volume import read_volume
 from ppdm.translation import TranslationError, translate_volume
@@ -34,7 +34,7 @@ def folder(tmp_path, monkeypatch, unrendered):
 
 @pytest.fixture
 def pairs(folder):
-    """Pairs, a run that samples noise and one that does not; the network of the first has weights everywhere."""
+    """Write pairs, a run with random sampling and nonzero weights, and one without; return the manifest."""
     path = manifest(folder, "")
     trained = ppdm.train(path, "random", method=RANDOM, steps=2)
     with torch.no_grad():
@@ -45,14 +45,14 @@ def pairs(folder):
     return path
 
 
-def test_a_translation_of_several_samples_has_a_deviation_beside_it(pairs):
+def test_translate_with_samples_also_writes_the_standard_deviation(pairs):
     code, out, err = run("translate", "random", "2source.nii.gz", "made.nii.gz", "--samples", 3, "--seed", 5)
     assert (code, err) == (0, "")
     assert out.startswith("made.nii.gz, made_std.nii.gz  (")
     mean, deviation = (read_volume(Path(name)).data for name in ("made.nii.gz", "made_std.nii.gz"))
     assert run("translate", "random", "2source.nii.gz", "one.nii.gz", "--seed", 5)[0] == 0
     first = read_volume(Path("one.nii.gz")).data
-    # The first of three samples is that of the seed: nowhere more than 2/√3 deviations from their mean.
+    # The first of the three samples is that of the seed; it differs from their mean by at most 2/√3 deviations.
     assert (np.abs(first - mean) <= 1.1548 * deviation + 1e-3).all()
     assert deviation.mean() > 0
     assert "2 outputs exist" in refused(1, "translate", "random", "2source.nii.gz", "made.nii.gz", "--samples", 3)
@@ -67,13 +67,13 @@ def test_a_translation_of_several_samples_has_a_deviation_beside_it(pairs):
         (("random", "--samples", 4, "--evaluations", 1), "is not random: its sampling in 1 step uses no noise"),
     ],
 )
-def test_translate_refuses_with_a_sentence(pairs, words, sentence):
+def test_translate_refuses_invalid_numbers_of_samples(pairs, words, sentence):
     before = sorted(Path().iterdir())
     assert sentence in refused(2, "translate", words[0], "2source.nii.gz", "made.nii.gz", *words[1:])
     assert sorted(Path().iterdir()) == before
 
 
-def test_evaluate_scores_the_mean_and_its_deviation(pairs):
+def test_evaluate_scores_the_mean_of_samples_and_their_deviation(pairs):
     words = (
         "evaluate",
         "random",
@@ -95,13 +95,13 @@ def test_evaluate_scores_the_mean_and_its_deviation(pairs):
     assert len(ranked) == 1
     assert ranked[0].options["samples"] == 3
     assert ranked[0].method == RANDOM.name
-    # The same from the files that translate writes.
+    # The files that translate writes give the same value.
     assert run("translate", "random", "2source.nii.gz", "made.nii.gz", "--samples", 3)[0] == 0
     mean, deviation, target = (read_volume(Path(f"{name}.nii.gz")).data for name in ("made", "made_std", "2target"))
     inside = body()[0]
     wanted = spearmanr(deviation[inside], np.abs(mean - target)[inside]).statistic
     assert ranked[0].value == pytest.approx(wanted, abs=1e-3)
-    # And from Python.
+    # The Python function gives the same values.
     values = ppdm.evaluate("random", pairs, samples=3)["s2"]
     assert values["deviation_rank"] == pytest.approx(ranked[0].value)
     assert values["psnr"] == pytest.approx(found["psnr"].value)
@@ -114,7 +114,7 @@ def test_evaluate_scores_the_mean_and_its_deviation(pairs):
     one = translate_volume(load("random"), torch.from_numpy(source))
     assert singles[0].value != found["psnr"].value
     assert not np.allclose(one.numpy(), mean)
-    # The table has both, each with its own value; figures and claims take the single sample.
+    # The table has both, each with its own value; figures and claims use the single sample.
     with open("scored/quality.csv") as file:
         rows = [row for row in csv.DictReader(file) if row["method"] == RANDOM.name and row["metric"] == "psnr"]
     several, one_sample = found["psnr"], singles[0]
@@ -127,7 +127,7 @@ def test_evaluate_scores_the_mean_and_its_deviation(pairs):
     assert [one.label for one in by_design([several, one_sample])] == [one_sample.label]
 
 
-def test_methods_that_are_not_random_are_refused(pairs, monkeypatch):
+def test_samples_of_methods_without_random_sampling_are_refused(pairs, monkeypatch):
     words = ("evaluate", "plain", "--manifest", pairs, "--out", "scored", "--device", "cpu")
     assert "none of these does: all samples would be equal" in refused(2, *words, "--samples", 3)
     assert "expected a whole number of at least 2, got '0'" in refused(2, *words, "--samples", 0)
@@ -143,7 +143,7 @@ def test_methods_that_are_not_random_are_refused(pairs, monkeypatch):
 
 
 @pytest.mark.usefixtures("quick_anatomies")
-def test_quality_scores_means_of_samples(folder, monkeypatch):
+def test_quality_scores_the_mean_of_samples(folder, monkeypatch):
     monkeypatch.setenv("PPDM_CACHE", str(folder / "cache"))
     words = ("quality", "--method", "tiny_training:DDPM", "--task", "mri-t1t2", "--subjects", 3, "--size", 12)
     more = ("--steps", 1, "--evaluations", 2, "--out", "trials", "--device", "cpu", "--samples", 2)

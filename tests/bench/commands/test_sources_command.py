@@ -1,4 +1,4 @@
-"""Several sources on the command line: train, evaluate, translate and data."""
+"""Several sources in the commands train, evaluate, translate, data and quality."""
 
 import json
 import math
@@ -30,12 +30,12 @@ def given(folder, names=NAMES, subject="s4"):
     return [word for name in names for word in ("--source", f"{name}={folder / f'{subject}_{name}.nii.gz'}")]
 
 
-def test_train_takes_sources_and_the_start_of_a_bridge_from_the_manifest(trained):
+def test_train_records_the_sources_of_the_manifest_and_the_start_of_the_bridge(trained):
     method = json.loads((trained / "run" / "model.json").read_text())["method"]
     assert (method["sources"], method["bridge_from"]) == ([*NAMES], "t1c")
 
 
-def test_a_start_that_the_manifest_does_not_have(trained, tmp_path):
+def test_a_bridge_start_that_is_not_a_source_is_refused(trained, tmp_path):
     words = ("train", "--manifest", trained / "pairs.csv", "--steps", 1, "--out", "run", *TINY)
     assert "from one of t1n, t1c, t2w, got 't1'" in refused(2, *words, "--bridge-from", "t1")
     assert "from one of source, got 't1'" in refused(
@@ -44,7 +44,7 @@ def test_a_start_that_the_manifest_does_not_have(trained, tmp_path):
     assert not [*tmp_path.iterdir()]
 
 
-def test_translate_takes_each_source_by_its_name(trained, tmp_path):
+def test_translate_accepts_a_file_or_a_pattern_for_each_source(trained, tmp_path):
     words = ("--device", "cpu", "--evaluations", 1)
     code, out, err = run("translate", trained / "run", "made.nii.gz", *given(trained), *words)
     assert code == 0, err
@@ -55,7 +55,7 @@ def test_translate_takes_each_source_by_its_name(trained, tmp_path):
     assert sorted(path.name for path in (tmp_path / "all").iterdir()) == [f"s{k}_t1n.nii.gz" for k in range(5)]
 
 
-def test_translate_refuses_what_are_not_its_sources(trained, tmp_path):
+def test_translate_refuses_missing_repeated_and_unknown_sources(trained, tmp_path):
     start, rest = ("translate", trained / "run"), ("--device", "cpu")
     assert "t2w is missing; give --source t1n=FILE" in refused(1, *start, "x.nii", *given(trained, NAMES[:2]), *rest)
     assert "--source gives t1n twice" in refused(2, *start, "x.nii", *given(trained, (*NAMES, "t1n")), *rest)

@@ -1,4 +1,4 @@
-"""Time as records: what is counted by hand, what a clock that is made up says, and what a child really measures."""
+"""``ppdm-bench speed``: operations compared with counts by hand, times of a made-up clock, and a real measurement."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def plan(phases=("sample",), evaluations=(1, 4, None), protocol=FULL, configurat
 
 
 def records_of(asked, task, answer):
-    """What is made of the answer of a child."""
+    """Return the records made from the answer of a child process."""
     asked = replace(asked, configurations=[task.configuration], phases=[task.phase])
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(sweep, "run_child", lambda *_: answer)
@@ -47,7 +47,7 @@ def records_of(asked, task, answer):
     return made
 
 
-# --- operations, counted by hand
+# --- operations compared with counts by hand
 
 
 def convolution(stride, gradient_of_input):
@@ -60,26 +60,26 @@ def convolution(stride, gradient_of_input):
 
 @pytest.mark.parametrize(("stride", "voxels"), [(1, 8**3), (2, 4**3)])
 def test_a_convolution_is_counted_forward_and_backward(stride, voxels):
-    forward = 2 * 2 * voxels * 5 * 3 * 3**3  # a product and a sum; batch, voxels, channels out and in, kernel
-    assert arithmetic.count(convolution(stride, gradient_of_input=False)) == 2 * forward  # and the weight's gradient
-    assert arithmetic.count(convolution(stride, gradient_of_input=True)) == 3 * forward  # and the input's
+    forward = 2 * 2 * voxels * 5 * 3 * 3**3  # multiply and add; batch, voxels, output and input channels, kernel
+    assert arithmetic.count(convolution(stride, gradient_of_input=False)) == 2 * forward  # plus the weight gradient
+    assert arithmetic.count(convolution(stride, gradient_of_input=True)) == 3 * forward  # plus both gradients
 
 
-def test_attention_is_counted():
+def test_attention_is_counted_forward_and_backward():
     def work():
         q = torch.randn(1, 2, 50, 16, requires_grad=True)  # batch, heads, voxels, channels
         nn.functional.scaled_dot_product_attention(q, q, q).sum().backward()
 
     product = 2 * 2 * 50 * 50 * 16
-    assert arithmetic.count(work) == 2 * product + 4 * product  # two forwards, and two gradients of each
+    assert arithmetic.count(work) == 2 * product + 4 * product  # two products forward, and two gradients of each
 
 
-def test_counting_makes_no_tensor():
+def test_counting_allocates_no_tensors():
     huge = 2**20
     assert arithmetic.count(lambda: torch.ones(huge, huge) @ torch.ones(huge, huge)) == 2 * huge**3
 
 
-def test_a_step_is_three_times_a_prediction_and_every_evaluation_costs_the_same():
+def test_a_step_costs_about_three_evaluations_and_all_evaluations_cost_the_same():
     method = TINY.resolve()
     drawn = arithmetic.volume_flops(method, SHAPE, 1, [1, 3, 7])
     three = replace(method, sampling=replace(method.sampling, steps=3))
@@ -89,17 +89,17 @@ def test_a_step_is_three_times_a_prediction_and_every_evaluation_costs_the_same(
     assert drawn[3] == whole == 3 * drawn[1]
     assert drawn[7] == 7 * drawn[1]
     step = arithmetic.step_flops(method, SHAPE, 1)
-    assert 2.8 * drawn[1] < step < 3 * drawn[1]  # the gradient of what goes in is never taken
+    assert 2.8 * drawn[1] < step < 3 * drawn[1]  # the gradient of the network's input is not computed
     assert arithmetic.step_flops(method, SHAPE, 2) == 2 * step
 
 
-def test_what_is_recomputed_is_counted_again():
+def test_operations_that_checkpointing_repeats_are_counted_again():
     method = TINY.resolve()
     again = method.with_network(checkpointing="block")
     assert arithmetic.step_flops(again, SHAPE, 1) > 1.1 * arithmetic.step_flops(method, SHAPE, 1)
 
 
-def test_the_ceiling_is_operations_over_time():
+def test_the_ceiling_is_operations_divided_by_time():
     times = iter([1.0, 1.0, 4.0, 2.0, 8.0, 4.0, 4.0])  # the first two are the warm-up
 
     def made_up(work):
@@ -111,7 +111,7 @@ def test_the_ceiling_is_operations_over_time():
     assert found.what == "product of two 64×64 matrices in bf16"
 
 
-def test_the_ceiling_of_fp32_on_cuda_is_tf32_where_convolutions_use_it(monkeypatch):
+def test_the_ceiling_of_fp32_on_cuda_is_measured_in_tf32(monkeypatch):
     before, seen = torch.get_float32_matmul_precision(), []
     monkeypatch.setattr(arithmetic.torch, "randn", lambda *size, device: torch.ones(size))
 
@@ -124,11 +124,11 @@ def test_the_ceiling_of_fp32_on_cuda_is_tf32_where_convolutions_use_it(monkeypat
     assert torch.get_float32_matmul_precision() == before
 
 
-# --- a clock that is made up
+# --- a made-up clock
 
 
 def stopwatch(*seconds, protocol=FULL, budget=1e6):
-    """A watch whose runs take these seconds, and the last of them ever after."""
+    """Return a stopwatch whose runs take these seconds in order; the last value repeats."""
     times = list(seconds)
 
     def made_up(work):
@@ -138,13 +138,13 @@ def stopwatch(*seconds, protocol=FULL, budget=1e6):
     return Stopwatch(made_up, protocol, budget)
 
 
-def test_enough_is_ten_repetitions_and_ten_seconds():
+def test_repetitions_continue_until_both_minimum_count_and_time_are_reached():
     assert stopwatch(0.5).repeat(int) == [0.5] * 20
     assert stopwatch(3.0).repeat(int) == [3.0] * 10
     assert stopwatch(0.25, protocol=QUICK).repeat(int) == [0.25] * 4
 
 
-def test_a_budget_cuts_repetitions_but_not_below_what_a_median_takes():
+def test_a_time_budget_limits_repetitions_but_not_below_the_minimum_for_a_median():
     watch = stopwatch(3.0, budget=15.0)
     assert watch.repeat(int) == [3.0] * 5
     assert watch.spent == 15.0
@@ -152,7 +152,7 @@ def test_a_budget_cuts_repetitions_but_not_below_what_a_median_takes():
     assert not watch.affords(0.1)
 
 
-def test_a_warm_up_takes_two_runs_and_a_second():
+def test_a_warm_up_takes_at_least_two_runs_and_one_second():
     ran = []
     assert stopwatch(5.0, 2.0).warm_up(lambda: ran.append(1)) == [5.0, 2.0]
     assert len(ran) == 2
@@ -160,7 +160,7 @@ def test_a_warm_up_takes_two_runs_and_a_second():
     assert len(ran) == 6
 
 
-def test_the_clock_of_the_cpu_is_monotonic_and_that_of_cuda_asks_the_gpu(monkeypatch):
+def test_the_cpu_clock_measures_time_and_the_cuda_clock_reads_gpu_events(monkeypatch):
     waits = lambda: sum(range(1000))  # noqa: E731
     assert clock.clock_of("cpu")(waits) > 0
     told = []
@@ -184,7 +184,7 @@ def test_the_clock_of_the_cpu_is_monotonic_and_that_of_cuda_asks_the_gpu(monkeyp
 
 
 def volumes(counts, budget, seconds_each):
-    """The times of volumes where an evaluation takes so long, and 1 s more comes with each volume."""
+    """Return the times of volumes that take 1 s, plus ``seconds_each`` for each evaluation."""
     now = []
     watch = Stopwatch(lambda work: work() or now.pop(), Protocol(LEAST, 0.0), budget)
     first, found = worker.time_volumes(watch, lambda k: lambda: now.append(1 + seconds_each * k), counts)
@@ -192,13 +192,13 @@ def volumes(counts, budget, seconds_each):
     return found
 
 
-def test_every_number_of_evaluations_that_fits_is_run():
+def test_every_number_of_evaluations_within_the_budget_is_measured():
     found = volumes([10, 1, 4], budget=1e6, seconds_each=2)
     assert found == {1: [3.0] * 3, 4: [9.0] * 3, 10: [21.0] * 3}
     assert list(found) == [1, 4, 10]
 
 
-def test_what_does_not_fit_is_left_out_and_two_others_are_there_to_estimate_it_from():
+def test_numbers_over_the_budget_are_left_out_but_two_are_measured_for_an_estimate():
     assert set(volumes([1, 4, 250], budget=200, seconds_each=2)) == {1, 4}
     assert set(volumes([1, 250], budget=200, seconds_each=2)) == {1, 4}
     assert set(volumes([250], budget=200, seconds_each=2)) == {1, 4}
@@ -230,7 +230,7 @@ def of(records, metric, **wanted):
     return found[0]
 
 
-def test_a_step_is_a_median_with_its_raw_values_and_a_share_of_the_ceiling():
+def test_the_records_of_a_step_have_a_median_raw_values_and_a_share_of_the_ceiling():
     records = records_of(plan(("train",)), TimingTask(TINY, "train"), TRAINED)
     step = of(records, "step_seconds")
     assert (step.value, step.stat, step.n, step.unit, step.kind) == (2.0, "median", 12, "s", "measured")
@@ -247,14 +247,14 @@ def test_a_step_is_a_median_with_its_raw_values_and_a_share_of_the_ceiling():
         assert record.options["protocol"] == {"repetitions": 10, "seconds": 10.0, "timeout": 600, "evaluations": []}
 
 
-def test_the_identifier_is_that_of_the_configurations_memory():
+def test_records_of_speed_have_the_config_id_of_the_configuration():
     from ppdm_bench.records import config_id
 
     records = records_of(plan(("train",)), TimingTask(TINY, "train"), TRAINED)
     assert records[0].config_id == config_id(TINY.describe())
 
 
-def test_a_volume_that_was_not_run_is_skipped_and_estimated_apart():
+def test_a_volume_over_the_budget_is_skipped_and_has_a_separate_estimate():
     asked = plan(evaluations=(1, 4, 250))
     records = records_of(asked, TimingTask(TINY, "sample"), DRAWN)
     assert [(r.steps, r.value, r.status) for r in records if r.metric == "volume_seconds"] == [
@@ -271,14 +271,14 @@ def test_a_volume_that_was_not_run_is_skipped_and_estimated_apart():
     assert failures(records) == []
 
 
-def test_the_methods_own_evaluations_are_asked_for():
+def test_evaluations_none_selects_the_own_number_of_the_method():
     assert plan().counts(TimingTask(TINY, "sample")) == sorted({1, 4, OWN})
     assert plan().counts(TimingTask(Configuration("ddpm3d", SHAPE), "sample")) == [1, 4, 250]
     assert plan().counts(TimingTask(TINY, "train")) == []
 
 
 @pytest.mark.parametrize("status", ["oom", "timeout", "error", "killed"])
-def test_what_became_of_a_child_becomes_a_row_for_all_that_was_asked(status):
+def test_a_failed_child_gives_a_row_for_every_requested_value(status):
     for phase, metric, steps in (("train", "step_seconds", [None]), ("sample", "volume_seconds", [1, 4])):
         records = records_of(plan(evaluations=(1, 4)), TimingTask(TINY, phase), ChildAnswer(status, "so it is"))
         assert [(r.metric, r.status, r.reason, r.value) for r in records] == [(metric, status, "so it is", None)] * len(
@@ -293,7 +293,7 @@ def with_first(answer, seconds):
     return replace(answer, metrics=answer.metrics | {"first_call_seconds": seconds})
 
 
-def test_the_first_call_is_a_metric_of_its_own():
+def test_the_first_call_is_a_separate_metric():
     step = of(records_of(plan(("train",)), TimingTask(TINY, "train"), with_first(TRAINED, 40.0)), "first_call_seconds")
     assert (step.value, step.unit, step.stat, step.n) == (40.0, "s", "first", 1)
     assert (step.kind, step.phase, step.steps) == ("measured", "train", None)
@@ -303,7 +303,7 @@ def test_the_first_call_is_a_metric_of_its_own():
     assert (volume.value, volume.steps, volume.phase) == (30.0, 1, "sample")
 
 
-def test_the_first_call_stands_in_the_table_where_a_network_is_compiled():
+def test_the_table_shows_the_first_call_only_if_a_network_is_compiled():
     eager = [
         *records_of(plan(("train",)), TimingTask(TINY, "train"), with_first(TRAINED, 2.5)),
         *records_of(plan(evaluations=(4,)), TimingTask(TINY, "sample"), with_first(DRAWN, 3.5)),
@@ -323,7 +323,7 @@ def test_the_first_call_stands_in_the_table_where_a_network_is_compiled():
     assert speed_figure(older).axes
 
 
-def test_flops_that_cannot_be_counted_cost_no_time():
+def test_the_time_is_recorded_even_if_flops_cannot_be_counted():
     metrics = {name: value for name, value in TRAINED.metrics.items() if name != "step_flops"}
     records = records_of(
         plan(("train",)), TimingTask(TINY, "train"), replace(TRAINED, metrics=metrics, reason="no FLOPs")
@@ -346,7 +346,9 @@ def test_flops_that_cannot_be_counted_cost_no_time():
         ("ok", {}, {"evaluations": (1,)}, 2),
     ],
 )
-def test_the_same_command_again_measures_nothing_twice(tmp_path, monkeypatch, status, then, asked_again, children):
+def test_a_repeated_command_measures_only_what_is_missing_or_changed(
+    tmp_path, monkeypatch, status, then, asked_again, children
+):
     asked = []
     for env, options in (({}, {}), (then, asked_again)):
         env = {"dirty": False, "torch": "1.0"} | env
@@ -364,14 +366,14 @@ def test_the_same_command_again_measures_nothing_twice(tmp_path, monkeypatch, st
         assert len(RecordFile(tmp_path / "records.jsonl").read()) == len(records)
 
 
-# --- several sizes, and what does not fit
+# --- several sizes, and cases that do not fit
 
 SIZED = [replace(TINY, shape=(n,) * 3) for n in (8, 16, 24)]
 
 
 @pytest.fixture
 def children(monkeypatch):
-    """The sizes that children are asked about, in the place of children; the larger run out of memory."""
+    """Replace child processes and return the list of requested sizes; sizes above 8 run out of memory."""
     asked = []
 
     def child(module, request, timeout):
@@ -386,7 +388,7 @@ def outcomes(records):
     return [(r.shape[0], r.steps, r.status) for r in records if r.metric == "volume_seconds"]
 
 
-def test_what_is_no_smaller_than_what_ran_out_of_memory_is_skipped(children, tmp_path):
+def test_a_case_not_smaller_than_one_that_ran_out_of_memory_is_skipped(children, tmp_path):
     asked = plan(evaluations=(1, 4), configurations=SIZED)
     wanted = [(n, k, status) for n, status in ((8, "ok"), (16, "oom"), (24, "skipped")) for k in (1, 4)]
     records = collect(asked, tmp_path)
@@ -401,7 +403,7 @@ def test_what_is_no_smaller_than_what_ran_out_of_memory_is_skipped(children, tmp
     assert speed_figure(records)
 
 
-def test_what_is_predicted_not_to_fit_into_the_card_is_skipped(children, monkeypatch):
+def test_a_case_that_is_predicted_not_to_fit_is_skipped(children, monkeypatch):
     small, large = (Target(capacity=GIB // 2 + room) for room in (2**20, GIB))
     (record,) = carry_out(plan(("train",), configurations=SIZED[:1], card=small))
     assert [(r.metric, r.status) for r in record] == [("step_seconds", "skipped")]
@@ -413,10 +415,10 @@ def test_what_is_predicted_not_to_fit_into_the_card_is_skipped(children, monkeyp
     assert children == [8, 8]
     monkeypatch.setattr(gate, "predict_peak", lambda *_: 1 / 0)
     (record,) = carry_out(plan(evaluations=(1, 4), configurations=SIZED[:1], card=small))
-    assert outcomes(record) == [(8, 1, "ok"), (8, 4, "ok")]  # nobody knows, so it is tried
+    assert outcomes(record) == [(8, 1, "ok"), (8, 4, "ok")]  # without a prediction, it is measured
 
 
-def test_what_was_found_out_is_not_predicted_again(children, monkeypatch, tmp_path):
+def test_a_case_with_earlier_records_is_not_predicted_again(children, monkeypatch, tmp_path):
     monkeypatch.setattr("ppdm_bench.environment.environment", lambda: {"dirty": False, "torch": "x"})
     asked = plan(evaluations=(1, 4), configurations=SIZED[:1])
     first = collect(asked, tmp_path)
@@ -426,7 +428,7 @@ def test_what_was_found_out_is_not_predicted_again(children, monkeypatch, tmp_pa
     assert children == [8]
 
 
-def test_the_gate_is_the_card_at_hand_unless_it_is_off(tmp_path, monkeypatch):
+def test_the_feasibility_check_uses_the_present_card_unless_it_is_off_or_on_the_cpu(tmp_path, monkeypatch):
     from ppdm_bench import devices
 
     monkeypatch.chdir(tmp_path)
@@ -452,7 +454,7 @@ def answered(evaluations=(1, 4, 250), protocol=FULL):
     ]
 
 
-def test_the_data_have_a_row_for_everything_that_was_run_and_estimates_apart():
+def test_the_table_data_have_separate_rows_for_measurements_and_estimates():
     frame = table.speed_page(answered()).data
     rows = frame.set_index(["phase", "evaluations", "kind"])
     assert len(frame) == 5
@@ -465,13 +467,13 @@ def test_the_data_have_a_row_for_everything_that_was_run_and_estimates_apart():
     assert rows.loc[("sample", 250, "predicted")].seconds == pytest.approx(501)
 
 
-def test_volumes_a_second_count_the_whole_batch():
+def test_volumes_per_second_count_the_whole_batch():
     two = replace(TINY, batch_size=2)
     records = records_of(plan(evaluations=(1, 4), configurations=[two]), TimingTask(two, "sample"), DRAWN)
     assert table.speed_page(records).data.per_second.tolist() == [2 / 3, 2 / 9]
 
 
-def test_people_read_rates_shares_and_what_is_an_estimate():
+def test_the_text_shows_rates_and_shares_and_marks_estimates():
     text = table.speed_page(answered()).to_text()
     assert "0.500 (0.333 to 1.00)" in text
     assert "25 (25%)" in text
@@ -484,27 +486,27 @@ def test_people_read_rates_shares_and_what_is_an_estimate():
     assert table.speed_page(answered()).to_markdown().count("| ppdm r=2 |") == 1
 
 
-def test_the_methods_own_evaluations_have_a_column_with_their_number():
+def test_the_column_of_the_own_evaluations_states_their_number():
     four = replace(TINY, setting="sampling.steps=4")
     asked = plan(evaluations=(1, None), configurations=(four,))
     assert "9.00 (4)" in table.speed_page(records_of(asked, TimingTask(four, "sample"), DRAWN)).to_text()
 
 
-def test_a_failure_is_in_its_cell_and_explained():
+def test_a_failure_is_shown_in_its_cell_with_a_note():
     records = records_of(plan(("train",)), TimingTask(TINY, "train"), ChildAnswer("oom", "too little memory"))
     text = table.speed_page(records).to_text()
     assert "OOM" in text
     assert "ppdm r=2, train: too little memory." in text
 
 
-def test_records_of_other_things_are_passed_over_and_none_are_refused():
+def test_records_without_times_are_ignored_and_no_times_at_all_are_refused():
     peak = Record(metric="peak_allocated", value=1, kind="measured", method="m")
     assert len(gather_times([peak, *answered()])) == 1
     with pytest.raises(ValueError, match="no record has a time"):
         gather_times([peak])
 
 
-def test_the_figure_has_bars_of_steps_and_hollow_estimates():
+def test_the_figure_draws_steps_as_bars_and_estimates_as_hollow_markers():
     figure = speed_figure(answered())
     bars, curves = figure.axes
     assert [bar.get_width() for bar in bars.patches] == [2.0]
@@ -516,12 +518,12 @@ def test_the_figure_has_bars_of_steps_and_hollow_estimates():
 
 
 @pytest.mark.parametrize("phase", ["train", "sample"])
-def test_a_figure_of_one_phase_alone_is_drawn(tmp_path, phase):
+def test_a_figure_of_only_one_phase_is_drawn(tmp_path, phase):
     _, written = present([record for record in answered() if record.phase == phase], tmp_path)
     assert {path.suffix for path in written} >= {".png", ".pdf"}
 
 
-def test_every_file_that_is_named_is_written(tmp_path):
+def test_the_reported_files_are_written_and_records_without_samples_have_no_figure(tmp_path):
     text, written = present(answered(), tmp_path)
     assert "ppdm r=2" in text
     assert {path.name for path in written[1:]} == {path.name for path in tmp_path.iterdir()}
@@ -541,7 +543,7 @@ def in_folder(monkeypatch, tmp_path):
 WORDS = ("speed", "--res", "8", "--width", "8", "--method", "ppdm", "--factor", "2", "--device", "cpu", "--quick")
 
 
-def test_a_real_run_from_end_to_end(in_folder, monkeypatch):
+def test_a_real_run_gives_consistent_records_and_all_files(in_folder, monkeypatch):
     quick = replace(QUICK, seconds=0.1)
     monkeypatch.setattr("ppdm_bench.timing.clock.QUICK", quick)
     code, out, err = run(*WORDS, "--evaluations", "1,2", "--json", "--out", "o")
@@ -567,7 +569,7 @@ def test_a_real_run_from_end_to_end(in_folder, monkeypatch):
     }
 
 
-def test_a_child_says_how_it_failed(in_folder):
+def test_a_child_reports_its_error(in_folder):
     request = {"configuration": replace(TINY, method="nobody").to_dict(), "phase": "train", "device": "cpu"}
     answer = worker._answer(
         request | {"evaluations": [], "protocol": {"repetitions": 3, "seconds": 1.0}, "timeout": 60}
@@ -591,19 +593,19 @@ def test_a_child_says_how_it_failed(in_folder):
         (["--res", "8", "--timeout", "0"], "'--timeout'"),
     ],
 )
-def test_bad_usage_is_a_sentence_and_leaves_nothing(tmp_path, monkeypatch, words, sentence):
+def test_a_usage_error_gives_a_message_and_creates_no_files(tmp_path, monkeypatch, words, sentence):
     monkeypatch.chdir(tmp_path)
     assert sentence in refused(2, "speed", *words)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_device_that_is_not_there_is_said(tmp_path, monkeypatch):
+def test_a_missing_cuda_device_is_reported(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "no CUDA device" in refused(1, "speed", "--res", "8", "--device", "cuda")
 
 
-def test_every_selection_reaches_the_plan(tmp_path, monkeypatch):
+def test_every_option_reaches_the_plan(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     plans = []
@@ -617,13 +619,13 @@ def test_every_selection_reaches_the_plan(tmp_path, monkeypatch):
     assert (made.phases, made.evaluations, made.timeout, made.protocol) == (["sample"], [2, None], 90.0, FULL)
 
 
-def test_help_needs_no_pytorch():
+def test_importing_the_command_needs_no_pytorch():
     code = "import sys; sys.modules['torch'] = None; import ppdm_bench.commands.speed"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     assert subprocess.run([sys.executable, "-c", code], env=environment, timeout=60).returncode == 0
 
 
-def test_tasks_are_told_in_order():
+def test_tasks_are_listed_in_order():
     asked = plan(("train", "sample"))
     assert [task.text for task in asked.tasks] == [
         "timing ppdm r=2 train 8×16×8 fp32 none",
@@ -640,9 +642,8 @@ def test_a_plan_is_carried_out_task_by_task(monkeypatch):
     assert [records[-1].metric for records in made] == ["step_seconds", "volume_seconds"]
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of PyTorch's compiler, at its own code
-def test_operations_are_counted_under_every_switch():
-    """A layout and a compiler change no count."""
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # from PyTorch's compiler about its own code
+def test_channels_last_and_compile_do_not_change_the_count():
     counted = {
         arithmetic.step_flops(METHODS["ppdm"].with_network(width=8, multipliers=(1, 2), **change), (8, 8, 8), 1)
         for change in ({}, {"channels_last": True}, {"compile": True})

@@ -1,4 +1,4 @@
-"""The bar over a whole command: what is left is reckoned from what took time; and a folder held alone."""
+"""The progress bar of a whole command with its estimate of the remaining time, and the lock of the output folder."""
 
 import io
 
@@ -12,7 +12,7 @@ from ppdm_bench.commands.terminal import LOCK, OverallProgress, locked_folder, p
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Seconds, in a list, that stand still until they are set."""
+    """Replace the clock; return a list with its time in seconds, which changes only when the test sets it."""
     now = [100.0]
     monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
     return now
@@ -23,7 +23,7 @@ def bar():
     return Progress(console=Console(file=io.StringIO()), auto_refresh=False)
 
 
-def test_what_is_left_is_by_weight_what_took_time(bar, clock):
+def test_the_remaining_time_is_estimated_from_finished_pieces_by_weight(bar, clock):
     whole = OverallProgress(bar, [1, 10, 10])
     assert whole.seconds_left() is None
     whole.show("the first")
@@ -34,7 +34,7 @@ def test_what_is_left_is_by_weight_what_took_time(bar, clock):
     clock[0] += 5
     assert whole.seconds_left() == 40 - 5
     clock[0] += 55
-    assert whole.seconds_left() == 0  # it takes longer than reckoned, and is not yet done
+    assert whole.seconds_left() == 0  # it takes longer than estimated and is not finished
     whole.ended()
     assert whole.seconds_left() == pytest.approx(10 * 62 / 11)
     clock[0] += 1
@@ -43,7 +43,7 @@ def test_what_is_left_is_by_weight_what_took_time(bar, clock):
     assert bar.tasks[0].finished
 
 
-def test_what_was_done_before_says_nothing_about_the_rest(bar, clock):
+def test_pieces_that_were_done_before_are_ignored_in_the_estimate(bar, clock):
     whole = OverallProgress(bar, [1] * 5)
     for _ in range(3):
         clock[0] += 0.01
@@ -55,7 +55,7 @@ def test_what_was_done_before_says_nothing_about_the_rest(bar, clock):
     assert bar.tasks[0].completed == 4
 
 
-def test_a_share_of_a_piece_counts(bar, clock):
+def test_a_partly_finished_piece_counts_in_the_estimate(bar, clock):
     whole = OverallProgress(bar, [100, 10])
     clock[0] += 20
     whole.show("half", 0.5)
@@ -65,7 +65,7 @@ def test_a_share_of_a_piece_counts(bar, clock):
     assert (bar.tasks[0].completed, bar.tasks[0].description) == (0.5, "half")
 
 
-def test_the_bar_shows_what_is_left(monkeypatch, clock):
+def test_the_bar_shows_count_remaining_time_and_current_piece(monkeypatch, clock):
     screen = io.StringIO()
     monkeypatch.setattr("rich.console.Console", lambda **_: Console(file=screen, force_terminal=True, width=100))
     with progress() as bar:
@@ -79,7 +79,7 @@ def test_the_bar_shows_what_is_left(monkeypatch, clock):
     assert "measuring" in screen.getvalue()
 
 
-def test_a_folder_is_held_alone_and_let_go(tmp_path, capsys):
+def test_a_folder_is_locked_inside_the_block_and_released_after_it(tmp_path, capsys):
     from filelock import FileLock, Timeout
 
     with locked_folder(tmp_path / "a" / "b") as folder, pytest.raises(Timeout):

@@ -1,4 +1,4 @@
-"""``speed`` for a card that is not there: records, table, figure, and what is refused."""
+"""Predicted times of ``speed``, ``plan`` and ``memory`` for a card that is not present."""
 
 import csv
 import json
@@ -30,7 +30,7 @@ from ppdm_bench.timing.prediction import predicted_times, step_duration, volume_
 from ppdm_bench.units import significant
 
 SHAPE = (16, 16, 16)
-TINY = Configuration("tiny_training:TINY", SHAPE, factor=2, width=8)  # with two levels
+TINY = Configuration("tiny_training:TINY", SHAPE, factor=2, width=8)  # the network has two levels
 OPTIONS = ["--method", "tiny_training:TINY", "--factor", "2", "--width", "8", "--res", "16"]
 A100 = find_sheet("A100 80GB")
 
@@ -42,7 +42,7 @@ def records() -> list[Record]:
 
 
 @pytest.mark.slow
-def test_each_time_is_marked_as_predicted_with_its_card_its_range_and_its_parts(records: list[Record]) -> None:
+def test_each_predicted_time_records_its_card_interval_and_parts(records: list[Record]) -> None:
     assert [(r.metric, r.steps) for r in records] == [
         ("step_seconds", None),
         *(("volume_seconds", k) for k in (1, 4, 9)),
@@ -61,7 +61,7 @@ def test_each_further_evaluation_takes_the_same_time(records: list[Record]) -> N
     assert volume_durations(TINY, A100, [3])[3].seconds == pytest.approx(one + 2 * (four - one) / 3)
 
 
-def test_the_table_shows_rates_with_their_range_and_what_limits_them(records: list[Record]) -> None:
+def test_the_table_shows_rates_with_their_intervals_and_limits(records: list[Record]) -> None:
     page = speed_page(records)
     text = page.to_text(())
     assert "Predicted time on A100 80GB" in text
@@ -101,7 +101,7 @@ def test_more_channels_take_longer() -> None:
 
 
 @pytest.mark.slow
-def test_the_command_predicts_a_card_and_writes_its_files(tmp_path: Path) -> None:
+def test_speed_predicts_times_for_a_card_and_writes_its_files(tmp_path: Path) -> None:
     options = [*OPTIONS, "--evaluations", "1,2", "--no-gate"]
     code, text, _ = run("speed", "--gpu", "RTX 4090", *options, "--json", "--out", tmp_path)
     assert code == 0
@@ -112,7 +112,7 @@ def test_the_command_predicts_a_card_and_writes_its_files(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_a_plan_knows_the_hours_of_training_and_the_seconds_of_a_volume(records: list[Record]) -> None:
+def test_a_plan_predicts_hours_of_training_and_seconds_per_volume(records: list[Record]) -> None:
     found = list(durations([(TINY, "train"), (TINY, "sample"), (TINY, "decode")], 36_000, A100))
     assert [(r.metric, r.unit) for r in found] == [("training_hours", "h"), ("volume_seconds", "s")]
     assert found[0].value == pytest.approx(10 * records[0].value)
@@ -125,18 +125,18 @@ def test_a_plan_knows_the_hours_of_training_and_the_seconds_of_a_volume(records:
     assert name == TINY.label
     assert hours.startswith(significant(found[0].value) + " (")
     assert seconds.startswith(significant(found[1].value) + " (")
-    assert gather_plan(found) == []  # they are no answers about memory
+    assert gather_plan(found) == []  # the table of memory ignores durations
     assert duration_table([]) is None
 
 
 @pytest.mark.parametrize("options", [["--steps", "0"], ["--steps", "5", "--precision", "bf16"]])
-def test_a_plan_without_steps_or_bf16_is_refused(options: list[str]) -> None:
+def test_plan_refuses_zero_steps_and_times_in_a_precision_that_the_card_lacks(options: list[str]) -> None:
     words = refused(2, "plan", "--gpu", "T4", "--res", "32", "--method", "ppdm", *options)
     assert "--steps" in words or "does not compute in bf16" in words
 
 
 @pytest.mark.slow
-def test_the_file_of_a_plan_has_the_durations_in_columns(tmp_path: Path) -> None:
+def test_plan_csv_has_columns_for_the_durations(tmp_path: Path) -> None:
     bounds = Bounds(step=16, edge=16, batch=1, factors=(1,))
     asked = planned.CapacityPlan([TINY], None, find_card("T4").target(), (), bounds, 36_000, find_sheet("T4"))
     planned.present(planned.collect(asked, workers=1), tmp_path)
@@ -148,7 +148,9 @@ def test_the_file_of_a_plan_has_the_durations_in_columns(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_the_table_of_memory_has_a_column_of_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_of_memory_has_columns_of_time_only_with_the_option_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("ppdm_bench.memory.memory_output.save", lambda *_: [])  # figures are tested elsewhere
     asked = ["memory", *OPTIONS, "--out", tmp_path]
     code, _, _ = run(*asked, "--gpu", "A100 80GB")
@@ -166,7 +168,7 @@ def test_the_table_of_memory_has_a_column_of_time(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.slow
-def test_what_does_not_fit_and_phases_without_a_time_have_none() -> None:
+def test_cases_that_do_not_fit_and_phases_without_a_time_model_have_no_time() -> None:
     plan = MemoryPlan([TINY], ["train", "sample"], "predict", find_card("RTX 3070").target())
     needs = [r.value for records in carry_out(plan) for r in records if r.metric == "needs"]
     card = find_card("RTX 3070").target(capacity=round(sum(needs) / 2))
@@ -200,7 +202,7 @@ def test_a_time_that_cannot_be_predicted_is_a_failure(monkeypatch: pytest.Monkey
         (["--time", "--gpu", "T44"], "did you mean"),
     ],
 )
-def test_a_time_without_a_card_for_it_is_refused(options: list[str], words: str, tmp_path: Path) -> None:
+def test_invalid_options_with_time_are_refused(options: list[str], words: str, tmp_path: Path) -> None:
     assert words in refused(2, "memory", "--res", "16", "--method", "ppdm", *options, "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -210,7 +212,7 @@ def test_a_time_without_a_card_for_it_is_refused(options: list[str], words: str,
     ("command", "work"),
     [("memory", "ppdm_bench.memory.memory_output.collect"), ("plan", "ppdm_bench.planning.planning_output.collect")],
 )
-def test_memory_of_a_precision_that_a_card_emulates_is_predicted_with_a_warning(
+def test_memory_in_an_emulated_precision_is_predicted_with_a_warning(
     command: str, work: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = MemoryPlan([TINY], ["train"], "predict", find_card("T4").target())
@@ -239,7 +241,7 @@ def test_a_step_is_explained_by_operator(tmp_path: Path) -> None:
     assert costs(task, Target()) == []
 
 
-def test_nothing_is_drawn_of_a_step_without_time() -> None:
+def test_a_figure_of_a_step_without_operators_is_refused() -> None:
     with pytest.raises(ValueError, match="nothing to draw"):
         time_figure("tiny", [])
 
@@ -254,6 +256,6 @@ def test_nothing_is_drawn_of_a_step_without_time() -> None:
         (["--device", "predict"], 'name one, such as --gpu "RTX 4090"'),
     ],
 )
-def test_what_cannot_be_predicted_is_refused(options: list[str], words: str, tmp_path: Path) -> None:
+def test_invalid_options_of_speed_are_refused(options: list[str], words: str, tmp_path: Path) -> None:
     assert words in refused(2, "speed", "--res", "16", "--method", "ppdm", *options, "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""``ppdm-bench train``: where its pairs come from, what it says, what its options are read as."""
+"""``ppdm-bench train``: the sources of its pairs, its messages, and how its options are read."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def phantoms(folder, monkeypatch):
-    """Phantoms that take no time: three subjects whose volumes are smooth."""
+    """Replace synthetic subjects by up to three smooth ones, which take no time to make."""
     pairs = read_manifest(manifest(folder))
     monkeypatch.setattr(
         "ppdm_bench.commands.pair_sources.cached_set", lambda recipe, subjects, progress: pairs[:subjects]
@@ -36,7 +36,7 @@ def phantoms(folder, monkeypatch):
 
 
 @pytest.mark.usefixtures("quick_anatomies")
-def test_a_task_is_trained_on_without_a_file(folder, monkeypatch):
+def test_train_with_a_task_needs_no_manifest(folder, monkeypatch):
     monkeypatch.setenv("PPDM_CACHE", str(folder / "cache"))
     code, out, err = run(*TRAIN, "--task", "mri-t1t2", "--subjects", 1, "--size", 8)
     assert (code, err) == (0, "")
@@ -47,7 +47,7 @@ def test_a_task_is_trained_on_without_a_file(folder, monkeypatch):
     assert load("run").spacing == pytest.approx(PhantomSubjects("mri-t1t2", size=8).recipe().grid.spacing)
 
 
-def test_phantoms_are_validated_on(phantoms):
+def test_synthetic_subjects_are_used_for_validation(phantoms):
     code, out, err = run(*TRAIN, "--task", "mri-t1t2", "--subjects", 3, "--validate-every", 2)
     assert (code, err) == (0, "")
     assert "on 2 pairs" in out
@@ -64,13 +64,13 @@ def test_phantoms_are_validated_on(phantoms):
         (["--manifest", "pairs.csv"], "task was {"),
     ],
 )
-def test_other_subjects_are_refused_before_they_are_made(phantoms, monkeypatch, words, difference):
+def test_resuming_with_other_subjects_is_refused_before_they_are_made(phantoms, monkeypatch, words, difference):
     assert run(*TRAIN, "--task", "mri-t1t2", "--subjects", 2, "--size", 8)[0] == 0
     monkeypatch.setattr("ppdm_bench.commands.pair_sources.cached_set", lambda *_, **__: pytest.fail("they were made"))
     assert difference in refused(1, *TRAIN, *words, "--resume")
 
 
-def test_validation_needs_subjects(phantoms, folder):
+def test_validation_without_pairs_in_the_split_val_is_refused(phantoms, folder):
     path = manifest(folder, splits=("train", "train", "test"))
     sentence = refused(1, *TRAIN, "--manifest", path, "--validate-every", 1)
     assert f"{path} has no pairs in the split 'val'" in sentence
@@ -82,19 +82,19 @@ def test_validation_needs_subjects(phantoms, folder):
     assert not Path("run").exists()
 
 
-def test_validation_sees_its_pairs_as_training_does(folder):
+def test_validation_runs_on_the_pairs_of_the_split_val(folder):
     assert run(*TRAIN, "--manifest", manifest(folder), "--validate-every", 1)[0] == 0
     rows = [json.loads(line) for line in Path("run/log.jsonl").read_text().splitlines()]
     assert all(row["validation_loss"] > 0 for row in rows)
     assert json.loads(Path("run/options.json").read_text())["options"]["validation_pairs"]["count"] == 1
 
 
-def test_a_manifest_without_training_pairs(folder):
+def test_a_manifest_without_training_pairs_is_refused(folder):
     path = manifest(folder, splits=("val", "val", "val"))
     assert f"{path} has no pairs in the split 'train'" in refused(1, *TRAIN, "--manifest", path)
 
 
-def test_scans_on_two_grids_are_resampled_if_that_is_asked_for(folder):
+def test_pairs_on_two_grids_need_resample_and_resuming_needs_it_again(folder):
     rng = np.random.default_rng(0)
     for name, shape in (("a.nii", (8, 8, 8)), ("b.nii", (9, 8, 8))):
         volume = Volume.from_array(rng.random(shape))
@@ -105,7 +105,7 @@ def test_scans_on_two_grids_are_resampled_if_that_is_asked_for(folder):
     assert "resample was true, and is false now" in refused(1, *TRAIN, "--manifest", "pairs.csv", "--resume")
 
 
-def test_a_time_is_trained_for(folder):
+def test_minutes_limit_the_training_time(folder):
     words = [word for word in TRAIN if word not in ("--steps", 2)]
     path = manifest(folder, splits=("train", "val", "test"))
     code, _, err = run(*words, "--manifest", path, "--minutes", 0.001)
@@ -116,7 +116,7 @@ def test_a_time_is_trained_for(folder):
     assert all(row["seconds"] < 0.06 for row in rows[:-1])
 
 
-def test_a_diverging_training_says_so_and_leaves_no_model(folder):
+def test_a_diverging_training_is_reported_and_leaves_no_model(folder):
     path = manifest(folder)
     sentence = refused(1, *TRAIN, "--manifest", path, "--learning-rate", 1e30, "--steps", 9, "--save-every", 1)
     assert "Training stopped at step " in sentence
@@ -124,7 +124,7 @@ def test_a_diverging_training_says_so_and_leaves_no_model(folder):
     assert not Path("run/model.safetensors").exists()
 
 
-def test_memory_is_that_of_the_process():
+def test_the_memory_in_use_is_the_resident_memory_of_the_process():
     value, unit, what = memory_in_use("cpu").split()
     assert (unit, what) == ("GiB", "resident")
     assert 0.05 < float(value) < 100
@@ -134,27 +134,27 @@ def test_memory_is_that_of_the_process():
     ("text", "pace"),
     [("200", (200, None)), ("1", (1, None)), ("5min", (None, 5.0)), ("0.5min", (None, 0.5)), (".5 min", (None, 0.5))],
 )
-def test_paces(text, pace):
+def test_an_interval_is_in_steps_or_minutes(text, pace):
     assert read_interval(text) == pace
 
 
 @pytest.mark.parametrize("text", ["", "0", "-1", "1.5", "min", "0min", "5m", "5 steps", "nan min"])
-def test_refuses_paces(text):
+def test_an_invalid_interval_is_refused(text):
     with pytest.raises(ValueError, match="steps such as 200"):
         read_interval(text)
 
 
 @pytest.mark.parametrize(("text", "axes"), [("none", ""), ("flip", "d"), ("flip:h", "h"), ("flip:wd", "wd")])
-def test_flips(text, axes):
+def test_flip_axes_are_read(text, axes):
     assert read_flip_axes(text) == axes
 
 
 @pytest.mark.parametrize("text", ["", "flip:", "flip:x", "flip:hh", "flip:dhwd", "mirror"])
-def test_refuses_flips(text):
+def test_invalid_flip_axes_are_refused(text):
     with pytest.raises(ValueError, match="flip: and axes such as flip:dhw"):
         read_flip_axes(text)
 
 
 @pytest.mark.parametrize(("text", "value"), [("3", 3.0), ("1e-4", 1e-4), (".5", 0.5), (2.5, 2.5), ("1e+30", 1e30)])
-def test_positive_numbers(text, value):
+def test_positive_numbers_are_read(text, value):
     assert positive_number("a rate")(text) == value

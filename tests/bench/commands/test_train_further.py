@@ -1,4 +1,4 @@
-"""``ppdm-bench train`` as people use it: the best model, a warm start, more steps, pictures, progress, threads."""
+"""``ppdm-bench train``: the best model, initial weights, more steps, the loss figure, progress and threads."""
 
 import json
 import sys
@@ -25,7 +25,7 @@ def words(tmp_path, monkeypatch):
     return "train", "--manifest", "pairs.csv", "--method", "tiny_training:TINY", "--steps", 4, "--device", "cpu"
 
 
-def test_a_run_keeps_its_best_model_its_last_one_and_a_picture(words, monkeypatch):
+def test_a_run_keeps_its_best_and_its_last_model_and_a_loss_figure(words, monkeypatch):
     losses = [3.0, 1.0, 2.0, 2.0]
     monkeypatch.setattr("ppdm.training.session.validation_loss", lambda *_: losses.pop(0))
     code, out, _ = run(*words, "--validate-every", 1, "--out", "run")
@@ -38,7 +38,7 @@ def test_a_run_keeps_its_best_model_its_last_one_and_a_picture(words, monkeypatc
     assert Path("run/loss.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_warm_start_and_a_network_that_does_not_fit(words):
+def test_init_from_loads_weights_and_refuses_those_of_another_network(words):
     assert run(*words, "--out", "first")[0] == 0
     slow = ("--learning-rate", 1e-30, "--seed", 5)
     assert run(*words, *slow, "--init-from", "first/model.safetensors", "--out", "second")[0] == 0
@@ -50,7 +50,7 @@ def test_a_warm_start_and_a_network_that_does_not_fit(words):
 
 
 @pytest.mark.filterwarnings("default:The run that was finished")
-def test_a_finished_run_is_given_more_steps(words):
+def test_a_finished_run_can_continue_with_more_steps(words):
     assert run(*words, "--out", "run")[0] == 0
     code, out, err = run(*words, "--out", "run", "--resume", "--steps", 6)
     assert code == 0
@@ -65,14 +65,14 @@ def test_a_finished_run_is_given_more_steps(words):
     ]
 
 
-def test_an_interrupted_run_has_a_picture_too(words, monkeypatch):
+def test_an_interrupted_run_also_has_a_loss_figure(words, monkeypatch):
     monkeypatch.setattr("ppdm_bench.commands.training_run._stop_requested", lambda: stopping())
     assert run(*words, "--out", "run")[0] == 130
     assert Path("run/loss.png").exists()
 
 
 class stopping:
-    """Asks a training to stop at once."""
+    """A context manager that makes a training stop immediately."""
 
     def __enter__(self):
         return lambda: True
@@ -81,23 +81,23 @@ class stopping:
         pass
 
 
-def test_tensorboard_is_asked_for_before_anything_is_made(words, monkeypatch):
+def test_a_missing_tensorboard_is_reported_before_any_file_is_written(words, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     assert "pip install tensorboard" in refused(1, *words, "--tensorboard", "--out", "run")
     assert not Path("run").exists()
 
 
-def test_a_training_that_learns_nothing_says_so_at_its_end(words):
+def test_a_training_that_learned_nothing_is_reported_at_its_end(words):
     code, out, _ = run(*words, "--set", "optimisation.learning_rate=1e-12", "--out", "run")
     assert (code, out.count("the network is no better than an untrained one: its loss is ")) == (0, 1)
     learns = ("--set", "optimisation.learning_rate=1e-2", "--steps", 40, "--out", "learnt")
     assert "untrained" not in run(*words, *learns)[1]
 
 
-# --- what is said before anything is trained
+# --- warnings before the training
 
 
-def test_a_budget_without_a_validation_before_its_end_is_said_first(words):
+def test_a_validation_interval_longer_than_the_training_causes_a_warning(words):
     code, _, err = run(*words, "--validate-every", 5, "--out", "late")
     assert code == 0
     assert "4 steps are fewer than the 5 of --validate-every, so the only validation is that after the last step" in err
@@ -113,7 +113,7 @@ def report(step, seconds, **more):
     return StepReport(step, step / 400, 0.25, 1.0, 1e-3, seconds, **more)
 
 
-def test_a_line_comes_every_half_minute_of_training():
+def test_a_progress_line_is_printed_every_30_seconds():
     lines = []
     follow = ProgressLines(lines.append)
     for step in range(1, 101):
@@ -125,7 +125,7 @@ def test_a_line_comes_every_half_minute_of_training():
     ]
 
 
-def test_a_slow_step_delays_the_next_line_and_validation_is_in_it():
+def test_a_slow_step_delays_the_next_line_which_includes_the_validation_loss():
     lines = []
     follow = ProgressLines(lines.append)
     for step, seconds in ((1, 100.0), (2, 129.0), (3, 131.0)):
@@ -134,7 +134,7 @@ def test_a_slow_step_delays_the_next_line_and_validation_is_in_it():
     assert "loss 0.2500, validation loss 0.5000, " in lines[0]
 
 
-def test_the_command_writes_these_lines_to_stderr(words, tmp_path, monkeypatch):
+def test_progress_lines_are_written_to_stderr(words, tmp_path, monkeypatch):
     manifest(tmp_path, splits=("train", "val", "test"))
     now = iter(range(0, 10**6, 20))
     monkeypatch.setattr("ppdm.training.session.time", SimpleNamespace(perf_counter=lambda: next(now)))

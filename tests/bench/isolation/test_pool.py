@@ -1,4 +1,4 @@
-"""The pool of processes for predictions."""
+"""The process pool for predictions."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from ppdm_bench.isolation.pool import pool, workers_for
 pytestmark = pytest.mark.slow
 
 
-def test_there_are_no_more_processes_than_cores_or_calls(monkeypatch):
+def test_there_are_no_more_processes_than_cores_calls_or_eight(monkeypatch):
     found = {}
     for cores in (1, 3, 100):
         monkeypatch.setattr("ppdm_bench.isolation.pool.available_cores", lambda cores=cores: cores)
@@ -24,7 +24,7 @@ def test_calls_run_in_another_process_and_in_order():
         assert one.submit(os.getpid).result() != os.getpid()
 
 
-def test_a_killed_process_is_told_in_words():
+def test_a_killed_process_is_reported_with_its_likely_cause():
     def killed():
         with pool(1) as one:
             one.submit(signal.raise_signal, signal.SIGKILL).result()

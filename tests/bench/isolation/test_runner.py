@@ -1,4 +1,4 @@
-"""The modules that run here are real children; those that need no PyTorch start in a blink."""
+"""The runner with real child processes; their modules do not need PyTorch, so that they start quickly."""
 
 import json
 import os
@@ -36,28 +36,28 @@ def run(tmp_path, monkeypatch):
     return run
 
 
-def test_an_answer_comes_back_whole(run):
+def test_all_fields_of_an_answer_are_returned(run):
     code = 'answer(status="ok", reason="", metrics={"peak": request["size"]}, env={"torch": "x"}, evaluations=3)'
     assert run(code, size=2**40) == ChildAnswer("ok", "", {"peak": 2**40}, {"torch": "x"}, 3)
 
 
-def test_garbage_on_its_outputs_does_no_harm(run):
+def test_garbage_on_stdout_and_stderr_does_not_affect_the_answer(run):
     code = 'print("{}" * 100_000); sys.stderr.write("\\xff" * 200_000); answer(status="ok", metrics={"peak": 1})'
     assert run(code).metrics == {"peak": 1}
 
 
-def test_an_answer_stands_whatever_happens_on_the_way_out(run):
+def test_an_answer_is_valid_even_if_the_child_then_crashes(run):
     assert run('answer(status="ok", metrics={"peak": 1}); import os; os.abort()').status == "ok"
 
 
-def test_an_exception_is_an_error_with_its_last_words(run):
+def test_an_exception_is_an_error_with_its_message(run):
     answer = run('raise RuntimeError("no such thing")')
     assert answer.status == "error"
     assert answer.reason.endswith("RuntimeError: no such thing")
     assert "code 1" in answer.reason
 
 
-def test_a_silent_end_is_an_error(run):
+def test_an_exit_without_an_answer_is_an_error(run):
     answer = run("sys.exit(7)")
     assert (answer.status, answer.reason) == (
         "error",
@@ -65,14 +65,14 @@ def test_a_silent_end_is_an_error(run):
     )
 
 
-def test_a_module_that_is_not_there_is_an_error():
+def test_a_missing_module_is_an_error():
     answer = run_child("nothing_of_that_name", {}, 60)
     assert answer.status == "error"
     assert "nothing_of_that_name" in answer.reason
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGRTMIN + 1])
-def test_a_signal_is_killed(run, number):
+def test_a_child_ended_by_a_signal_has_the_status_killed(run, number):
     answer = run(f"import os; os.kill(os.getpid(), {int(number)})")
     assert answer.status == "killed"
     assert ("out-of-memory killer" in answer.reason) == (number == signal.SIGKILL)
@@ -85,7 +85,7 @@ open(request["pids"], "w").write(f"{os.getpid()} {grandchild.pid}")
 """
 
 
-def test_a_hang_is_a_timeout_and_its_children_end_too(run, tmp_path):
+def test_a_hang_is_a_timeout_and_the_grandchild_ends_too(run, tmp_path):
     answer = run(HANG + "time.sleep(600)", timeout=2, pids=str(tmp_path / "pids"))
     assert answer.status == "timeout"
     assert "2 s" in answer.reason
@@ -93,14 +93,14 @@ def test_a_hang_is_a_timeout_and_its_children_end_too(run, tmp_path):
         assert wait_until(lambda pid=pid: ended(int(pid)))
 
 
-def test_what_a_child_leaves_behind_ends_and_is_not_waited_for(run, tmp_path):
+def test_a_process_left_by_a_child_is_ended_and_not_waited_for(run, tmp_path):
     answer = run(HANG + 'answer(status="ok", metrics={"peak": 1})', timeout=30, pids=str(tmp_path / "pids"))
     assert answer.status == "ok"
     _, grandchild = map(int, (tmp_path / "pids").read_text().split())
     assert wait_until(lambda: ended(grandchild))
 
 
-def test_an_interruption_ends_the_child(run, tmp_path, monkeypatch):
+def test_an_interruption_ends_the_child_and_the_grandchild(run, tmp_path, monkeypatch):
     def interrupted(child, timeout=None, wait=subprocess.Popen.wait):
         if timeout is not None:
             assert wait_until(lambda: (tmp_path / "pids").exists() and (tmp_path / "pids").read_text())
@@ -122,7 +122,7 @@ def test_a_file_in_the_current_folder_hides_no_module(run, tmp_path, monkeypatch
     assert run('answer(status="ok", metrics={"peak": 1})').status == "ok"
 
 
-def test_nothing_stays_behind_on_the_disk(run, tmp_path, monkeypatch):
+def test_no_temporary_files_remain(run, tmp_path, monkeypatch):
     import tempfile
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
@@ -131,8 +131,8 @@ def test_nothing_stays_behind_on_the_disk(run, tmp_path, monkeypatch):
     assert list((tmp_path / "temporary").iterdir()) == []
 
 
-def test_an_end_within_the_wait_for_a_child_leaves_no_lock_to_wait_for(tmp_path, monkeypatch):
-    """A signal may come when ``Popen.wait`` has taken its lock and not yet entered what releases it."""
+def test_an_exit_while_popen_holds_its_wait_lock_still_ends_the_child(tmp_path, monkeypatch):
+    """A signal can arrive after ``Popen.wait`` acquired its lock and before the block that releases it."""
     (tmp_path / "sleeps.py").write_text("import time\ntime.sleep(600)\n")
     monkeypatch.syspath_prepend(tmp_path)
     held = []
@@ -146,11 +146,11 @@ def test_an_end_within_the_wait_for_a_child_leaves_no_lock_to_wait_for(tmp_path,
     with pytest.raises(SystemExit):
         is_ended_while_it_waits()
     assert held[0].returncode == -signal.SIGKILL
-    with pytest.raises(ChildProcessError):  # it was reaped
+    with pytest.raises(ChildProcessError):  # the child process was reaped
         os.waitpid(held[0].pid, os.WNOHANG)
 
 
-def test_a_child_that_was_reaped_unnoticed_is_not_waited_for(tmp_path, monkeypatch):
+def test_a_child_that_was_reaped_elsewhere_is_not_waited_for(tmp_path, monkeypatch):
     (tmp_path / "ends.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)
     with runner.process(["ends"]) as child:
@@ -158,7 +158,7 @@ def test_a_child_that_was_reaped_unnoticed_is_not_waited_for(tmp_path, monkeypat
     assert child.returncode == -signal.SIGKILL
 
 
-def test_what_takes_too_long_in_this_process_is_interrupted_even_where_exceptions_are_caught():
+def test_the_time_limit_interrupts_even_code_that_catches_exceptions():
     handler, began = signal.getsignal(signal.SIGALRM), time.monotonic()
 
     def stubborn() -> None:
@@ -173,7 +173,7 @@ def test_what_takes_too_long_in_this_process_is_interrupted_even_where_exception
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
 
-def test_what_is_in_time_is_not_interrupted_and_other_threads_never_are():
+def test_the_time_limit_ignores_fast_code_and_other_threads():
     with time_limit(60):
         time.sleep(0.01)
     done = []
@@ -189,8 +189,8 @@ def test_what_is_in_time_is_not_interrupted_and_other_threads_never_are():
     assert done == [True]
 
 
-def test_a_child_whose_parent_ended_while_it_imported_ends_too(tmp_path):
-    """It is told whose child it is: by then, another process is its parent."""
+def test_a_child_whose_parent_ended_during_its_imports_ends_too(tmp_path):
+    """The request names the parent process; the child ends because its parent is another process."""
     (tmp_path / "request.json").write_text(json.dumps({"answer": str(tmp_path / "answer.json"), "parent": 2**22 + 1}))
     code = "import time; from ppdm_bench.isolation.child import serve; serve(lambda _: time.sleep(600) or {})"
     env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -200,8 +200,8 @@ def test_a_child_whose_parent_ended_while_it_imported_ends_too(tmp_path):
     assert not (tmp_path / "answer.json").exists()
 
 
-def test_a_command_that_is_killed_leaves_nothing_on_the_disk(tmp_path):
-    """At whatever moment: before the child has begun, at its work, or when it has answered."""
+def test_a_killed_command_leaves_no_temporary_files(tmp_path):
+    """The kill comes before the child has started, while it works, or after it has answered."""
     (tmp_path / "temporary").mkdir()
     answer = 'time.sleep(0.2) or {"status": "ok"}'
     (tmp_path / "child.py").write_text(
@@ -219,6 +219,6 @@ def test_a_command_that_is_killed_leaves_nothing_on_the_disk(tmp_path):
     assert list((tmp_path / "temporary").iterdir()) == []
 
 
-def test_half_an_answer_is_none(run):
+def test_a_partial_answer_is_ignored(run):
     code = 'import os, signal; os.write(request["answer"], b"{\\"status\\": "); os.kill(os.getpid(), signal.SIGKILL)'
     assert run(code).status == "killed"

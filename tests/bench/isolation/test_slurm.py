@@ -1,4 +1,4 @@
-"""Work spread over jobs, by submitit's own executors for one machine: ``local``, and ``debug``, in this process."""
+"""Jobs of submitit on one machine: its executors ``local``, and ``debug``, which runs in this process."""
 
 import os
 import sys
@@ -14,7 +14,7 @@ from ppdm_bench.commands.requested import requested_jobs
 from ppdm_bench.isolation.slurm import LauncherError, spread
 from ppdm_bench.records import RecordFile
 
-# Submitit leaves its logs open, and does not wait for what it ends.
+# Submitit leaves its log files open and does not wait for the processes that it ends.
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
@@ -31,7 +31,7 @@ def importable(monkeypatch, unrendered):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
 
 
-def test_each_piece_is_done_in_a_process_of_its_own_and_no_fault_loses_another(tmp_path):
+def test_each_piece_runs_in_its_own_process_and_a_failure_does_not_affect_others(tmp_path):
     came = {one.number: one for one in spread([refuses, dies, partial(doubled, 3)], tmp_path, LOCAL)}
     assert [came[number].found for number in range(3)] == [None, None, 6]
     assert [came[number].fault for number in (0, 2)] == ["the scan cannot be read; give another", ""]
@@ -39,7 +39,7 @@ def test_each_piece_is_done_in_a_process_of_its_own_and_no_fault_loses_another(t
     assert len(list((tmp_path / "jobs" / "logs").glob("*_result.pkl"))) == 2
 
 
-def test_no_job_is_left_when_nobody_waits_any_longer(tmp_path):
+def test_closing_the_iterator_ends_the_remaining_jobs(tmp_path):
     jobs = spread([partial(doubled, 1), partial(hangs, tmp_path / "pid")], tmp_path, LOCAL)
     assert next(jobs).found == 2
     assert wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
@@ -47,14 +47,14 @@ def test_no_job_is_left_when_nobody_waits_any_longer(tmp_path):
     assert wait_until(lambda: ended(int((tmp_path / "pid").read_text())))
 
 
-def test_what_submitit_refuses_is_told_in_a_sentence(tmp_path):
+def test_an_error_of_submitit_is_reported_in_one_sentence(tmp_path):
     with pytest.raises(
         LauncherError, match=r"^submitit cannot create the jobs: Unknown argument 'portion' for executor 'slurm'"
     ):
         next(spread([refuses], tmp_path, {**LOCAL, "slurm_portion": "gpu"}))
 
 
-def test_without_submitit_it_is_said_how_to_get_it(tmp_path, monkeypatch):
+def test_without_submitit_the_error_says_how_to_install_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "submitit", None)
     sentence = refused(1, *MEMORY, *HERE, "--device", "predict", "--out", tmp_path)
     assert "pip install 'ppdm[cluster]'" in sentence
@@ -71,17 +71,17 @@ def test_without_submitit_it_is_said_how_to_get_it(tmp_path, monkeypatch):
         ([*HERE, "--explain", "ppdm"], "leave --launcher out"),
     ],
 )
-def test_options_that_do_not_go_together_are_refused(words, sentence):
+def test_invalid_launcher_options_are_refused(words, sentence):
     assert sentence in " ".join(refused(2, *MEMORY, *words).split())
 
 
-def test_jobs_are_not_made_under_torchrun(monkeypatch):
+def test_jobs_are_refused_under_torchrun(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
     monkeypatch.setenv("RANK", "0")
     assert "starts its own jobs; run the command without torchrun" in refused(2, "quality", *HERE)
 
 
-def test_parameters_are_numbers_where_they_are_written_so():
+def test_numeric_launcher_options_become_numbers():
     asked = requested_jobs("submitit", ["timeout_min=60", "mem_gb=7.5", "slurm_partition=gpu", "slurm_comment=a=b"])
     assert asked == {"timeout_min": 60, "mem_gb": 7.5, "slurm_partition": "gpu", "slurm_comment": "a=b"}
     assert type(asked["timeout_min"]) is int
@@ -89,12 +89,12 @@ def test_parameters_are_numbers_where_they_are_written_so():
 
 
 def content(folder):
-    """What the records of a folder say, but when."""
+    """Return the contents of the records in a folder, without times and run ids."""
     records = RecordFile(folder / "records.jsonl").read()
     return sorted(record.content() for record in records)
 
 
-def test_memory_comes_to_the_records_of_a_sweep_and_goes_on_by_configuration(tmp_path):
+def test_jobs_give_the_records_of_a_sweep_with_a_folder_for_each_configuration(tmp_path):
     words = (*MEMORY, "--device", "predict", "--json", "--out")
     assert run(*words, tmp_path / "sweep")[0] == 0
     code, _, err = run(*words, tmp_path / "spread", *HERE)
@@ -108,7 +108,7 @@ def test_memory_comes_to_the_records_of_a_sweep_and_goes_on_by_configuration(tmp
     assert content(tmp_path / "spread") == wanted
 
 
-def test_a_configuration_whose_job_is_lost_is_told_and_loses_no_other(tmp_path, monkeypatch):
+def test_a_lost_job_is_reported_and_does_not_affect_the_others(tmp_path, monkeypatch):
     from ppdm_bench.memory import jobs
 
     collect = jobs.collect

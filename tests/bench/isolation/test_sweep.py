@@ -1,4 +1,4 @@
-"""A sweep that is ended by force: afterwards every row is there, once, and the same command finishes the rest.
+"""After a sweep is killed, every finished row is on disk exactly once, and the same command completes the sweep.
 
 Processes, signals, full disks and locks are real; the command, ``sweeping.py``, is small.
 """
@@ -31,7 +31,7 @@ ALL = [4, 8, 16]
 
 
 class Folder:
-    """A folder of records, and the command that fills it."""
+    """A folder of records, and the command that writes them."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -39,7 +39,7 @@ class Folder:
         self.temporary = path.parent / "temporary"
 
     def start(self, sizes=ALL, timeout=60, room=None, **deeds) -> subprocess.Popen:
-        """The command; ``room`` is how many bytes it may write to one file."""
+        """Start the command; ``room`` is the largest size of a file that it may write, in bytes."""
         words = [sys.executable, SCRIPT, self.path, ",".join(map(str, sizes))]
         self.temporary.mkdir(exist_ok=True)
         env = ENVIRONMENT | {"TIMEOUT": str(timeout), "DEEDS": json.dumps({k[1:]: v for k, v in deeds.items()})}
@@ -57,23 +57,23 @@ class Folder:
 
     @property
     def statuses(self) -> dict[int, str]:
-        """By size, the last word on it."""
+        """The last recorded status of each size."""
         return {r.shape[0]: r.status for r in self.file.read() if r.metric == "peak_allocated"}
 
     @property
     def started(self) -> list[int]:
-        """The sizes of the children that there were."""
+        """The sizes of the child processes that were started, in order."""
         return [int(line) for line in (self.path.parent / "started").read_text().split()]
 
     @property
     def child(self) -> int:
-        """The child that hangs, once there is one."""
+        """The process id of the child that hangs; wait until there is one."""
         pid = self.path.parent / "pid"
         assert wait_until(pid.exists)
         return int(pid.read_text())
 
     def is_complete(self, sizes=ALL) -> bool:
-        """Whether every row of every size is there, once."""
+        """Whether the successful rows are those of these sizes, each exactly once."""
         rows = [(r.shape[0], r.metric, r.value) for r in self.file.read() if r.status == "ok"]
         wanted = {(n, metric, v) for n in sizes for metric, v in (("peak_allocated", n**3), ("params", n))}
         return Counter(rows) == Counter(wanted)
@@ -91,13 +91,13 @@ def test_the_same_command_again_starts_no_child(folder):
     assert folder.started == ALL
 
 
-def test_whatever_becomes_of_a_child_is_a_row_and_the_rest_goes_on(folder):
+def test_every_outcome_of_a_child_is_a_row_and_the_sweep_continues(folder):
     code, _ = folder.run([4, 5, 6, 7, 8, 9], timeout=3, _5="error", _6="hang", _7="die", _8="oom")
     assert code == 0
     assert folder.statuses == {4: "ok", 5: "error", 6: "timeout", 7: "killed", 8: "oom", 9: "skipped"}
     (skipped,) = [r for r in folder.file.read() if r.status == "skipped"]
     assert skipped.reason == "the same case at 8×8×8, batch size 1 ran out of memory, and this one is not smaller"
-    # Again, now that nothing fails: a timeout stands until there is more time, an out-of-memory stands.
+    # Repeat without failures: a timeout remains until the time limit is increased, and an out-of-memory remains.
     folder.run([4, 5, 6, 7, 8, 9], timeout=3)
     assert folder.statuses == {4: "ok", 5: "ok", 6: "timeout", 7: "ok", 8: "oom", 9: "skipped"}
     assert folder.started[5:] == [5, 7]
@@ -106,7 +106,7 @@ def test_whatever_becomes_of_a_child_is_a_row_and_the_rest_goes_on(folder):
     assert folder.is_complete([4, 5, 6, 7])
 
 
-def test_a_child_that_is_killed_is_a_row_and_the_same_command_mends_it(folder):
+def test_a_killed_child_is_a_row_and_the_same_command_measures_it_again(folder):
     process = folder.start(_8="hang")
     os.kill(folder.child, signal.SIGKILL)
     process.communicate(timeout=60)
@@ -118,7 +118,7 @@ def test_a_child_that_is_killed_is_a_row_and_the_same_command_mends_it(folder):
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_an_end_of_the_command_leaves_its_rows_and_no_child(folder, number):
+def test_a_signal_to_the_command_keeps_its_rows_and_leaves_no_child_process(folder, number):
     process = folder.start(_8="hang")
     child = folder.child
     process.send_signal(number)
@@ -132,7 +132,7 @@ def test_an_end_of_the_command_leaves_its_rows_and_no_child(folder, number):
     assert folder.started == [4, 8, 8, 16]
 
 
-def test_killed_at_any_moment_and_again_it_finishes(folder):
+def test_a_command_killed_at_random_moments_can_be_completed(folder):
     sizes, moments = list(range(4, 12)), random.Random(0)
     for _ in range(8):
         process = folder.start(sizes)
@@ -144,9 +144,9 @@ def test_killed_at_any_moment_and_again_it_finishes(folder):
     assert folder.is_complete(sizes)
 
 
-def test_a_full_disk_is_a_sentence_and_room_mends_it(folder):
+def test_a_file_size_limit_is_reported_and_the_command_completes_without_it(folder):
     size = len((folder.run([3]), folder.file.path.read_bytes())[1])
-    code, sentence = folder.run(room=size * 5 // 2)  # for two cases and a part of the third's rows
+    code, sentence = folder.run(room=size * 5 // 2)  # room for two cases and a part of the third
     assert code == 1
     assert "cannot write records" in sentence
     assert "Traceback" not in sentence
@@ -158,12 +158,12 @@ def test_a_full_disk_is_a_sentence_and_room_mends_it(folder):
 
 
 def mounted(*words) -> None:
-    """Mount something, or skip the test where that is not allowed."""
+    """Run ``mount`` with these arguments, or skip the test if it is not permitted."""
     if subprocess.run(["mount", *words], capture_output=True, check=False).returncode:
         pytest.skip("needs the right to mount")
 
 
-def test_a_real_disk_that_is_full(folder):
+def test_a_full_disk_is_reported_and_the_command_completes_with_more_space(folder):
     folder.path.mkdir()
     mounted("-t", "tmpfs", "-o", "size=4k", "none", folder.path)
     sizes = list(range(4, 12))
@@ -181,12 +181,12 @@ def test_a_real_disk_that_is_full(folder):
         subprocess.run(["umount", folder.path], check=True)
 
 
-def test_a_folder_that_is_read_only_is_a_sentence_before_any_child(folder):
+def test_a_read_only_folder_is_reported_before_any_child_starts(folder):
     assert folder.run([4])[0] == 0
     if os.geteuid():
         folder.path.chmod(0o555)
         writable = [["chmod", "755", folder.path]]
-    else:  # whom permissions do not stop
+    else:  # permissions do not restrict root
         mounted("--bind", folder.path, folder.path)
         mounted("-o", "remount,ro,bind", folder.path)
         writable = [["mount", "-o", "remount,rw,bind", folder.path], ["umount", folder.path]]
@@ -203,8 +203,8 @@ def test_a_folder_that_is_read_only_is_a_sentence_before_any_child(folder):
 
 
 @pytest.mark.parametrize("kept", [0.5, 1.5])
-def test_rows_that_were_half_written_are_measured_again(folder, kept):
-    """Of the two rows of the last case, half of the first is there, or the first and half of the second."""
+def test_half_written_rows_are_measured_again(folder, kept):
+    """Of the two rows of the last case, the file has half of the first, or the first and half of the second."""
     folder.run()
     *before, first, second = folder.file.path.read_bytes().splitlines(keepends=True)
     torn = first[: len(first) // 2] if kept < 1 else first + second[: len(second) // 2]
@@ -215,7 +215,7 @@ def test_rows_that_were_half_written_are_measured_again(folder, kept):
     assert folder.started == [*ALL, 16]
 
 
-def test_two_commands_in_one_folder_do_not_interleave(folder):
+def test_a_second_command_waits_for_the_first_in_the_same_folder(folder):
     first = folder.start(_4="hang")
     child = folder.child
     second = folder.start()
@@ -226,7 +226,7 @@ def test_two_commands_in_one_folder_do_not_interleave(folder):
     assert first.wait(60) == 0
     assert second.wait(60) == 0
     assert folder.is_complete()
-    assert folder.started == [*ALL, 4]  # the second did what the first could not
+    assert folder.started == [*ALL, 4]  # the second measured what the first could not
     second.stderr.close()
     first.stderr.close()
 
@@ -244,7 +244,7 @@ def test_a_command_that_is_killed_leaves_no_lock(folder):
 
 
 def child_of(monkeypatch, **answers):
-    """Children that answer by size; the sizes that were asked for."""
+    """Replace child processes by an answer for each size; return the list of requested sizes."""
     asked = []
 
     def child(module, request, timeout):
@@ -257,18 +257,18 @@ def child_of(monkeypatch, **answers):
     return asked
 
 
-def test_the_last_record_is_what_a_case_is_about(monkeypatch, tmp_path):
+def test_the_last_record_of_a_case_has_its_main_metric(monkeypatch, tmp_path):
     child_of(monkeypatch)
     made = Sweep("m", 9).measure(case_of(4, tmp_path), records_of)
     assert [record.metric for record in made] == ["params", "peak_allocated"]
 
 
-def test_what_ran_out_of_memory_before_speaks_for_what_is_larger_and_for_nothing_else(monkeypatch, tmp_path):
+def test_only_larger_cases_with_the_same_options_are_skipped_after_out_of_memory(monkeypatch, tmp_path):
     asked = child_of(monkeypatch, _8="oom")
     cases = {n: case_of(n, tmp_path) for n in (4, 8, 16)}
     first = Sweep("m", 9)
     known = first.measure(cases[8], records_of)
-    for sweeper in (first, Sweep("m", 9, known)):  # in one run, and in the next
+    for sweeper in (first, Sweep("m", 9, known)):  # in the same run, and in the next
         assert sweeper.measure(cases[16], records_of)[0].status == "skipped"
         assert sweeper.measure(cases[4], records_of)[0].status == "ok"
     assert asked == [8, 4, 4]
@@ -282,7 +282,7 @@ def test_what_ran_out_of_memory_before_speaks_for_what_is_larger_and_for_nothing
     ("shape", "batch_size", "status"),
     [((8, 8, 9), 1, "skipped"), ((8, 8, 8), 2, "skipped"), ((16, 16, 7), 1, "ok"), ((9, 9, 9), None, "skipped")],
 )
-def test_what_is_larger_is_so_along_every_axis(monkeypatch, tmp_path, shape, batch_size, status):
+def test_a_case_is_skipped_only_if_no_axis_is_smaller(monkeypatch, tmp_path, shape, batch_size, status):
     child_of(monkeypatch, _8="oom")
     sweeper = Sweep("m", 9)
     small = case_of(8, tmp_path)
@@ -293,7 +293,7 @@ def test_what_is_larger_is_so_along_every_axis(monkeypatch, tmp_path, shape, bat
     assert first.status == status
 
 
-def test_a_doubt_skips_what_is_not_known_already(monkeypatch, tmp_path):
+def test_a_doubt_skips_a_case_without_earlier_records(monkeypatch, tmp_path):
     asked = child_of(monkeypatch)
     case = case_of(4, tmp_path)
     (row,) = Sweep("m", 9).measure(case, records_of, "no room")
@@ -302,7 +302,7 @@ def test_a_doubt_skips_what_is_not_known_already(monkeypatch, tmp_path):
     assert Sweep("m", 9, known).measure(case, records_of, "no room") == known
 
 
-def test_what_was_measured_with_changed_code_is_measured_again(monkeypatch, tmp_path):
+def test_a_case_measured_with_uncommitted_changes_is_measured_again(monkeypatch, tmp_path):
     asked = child_of(monkeypatch)
     clean = case_of(4, tmp_path)
     dirty = sweep.SweepCase(clean.metric, {**clean.common, "env": {"dirty": True}}, clean.request)
@@ -312,13 +312,13 @@ def test_what_was_measured_with_changed_code_is_measured_again(monkeypatch, tmp_
     assert asked == [4, 4, 4]
 
 
-def test_a_case_of_several_parts_is_settled_when_all_are_there(monkeypatch, tmp_path):
+def test_a_case_of_several_parts_is_settled_only_if_all_parts_have_records(monkeypatch, tmp_path):
     asked = child_of(monkeypatch)
     base = case_of(4, tmp_path)
     case = sweep.SweepCase(base.metric, base.common, base.request, ({"steps": 1}, {"steps": 4}))
 
     def by_steps(answer, common):
-        """The child left the longer one out, for lack of time."""
+        """Return records in which the longer part was skipped for lack of time."""
         short = Record(metric="peak_allocated", value=5, steps=1, **common)
         return [short, Record(metric="peak_allocated", steps=4, status="skipped", **common | {"reason": "too long"})]
 

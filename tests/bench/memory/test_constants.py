@@ -1,4 +1,4 @@
-"""The fit of context and workspace, on records that were made up, and its use by predictions."""
+"""The fit of context and workspace to made-up records, and its use in predictions."""
 
 import json
 import sys
@@ -23,7 +23,7 @@ def record(number: int, kind: str, value: int, metric: str = "peak_allocated", *
 
 
 def measured_and_predicted() -> list[Record]:
-    """Three peaks, 30, 40 and 70 MiB beyond their predictions; contexts of 400, 500 and 510 MiB."""
+    """Make records of three peaks, 30, 40 and 70 MiB above their predictions, with contexts of 400, 500 and 510 MiB."""
     rows = []
     for number, (residual, context) in enumerate([(30, 400), (70, 500), (40, 510)]):
         rows.append(record(number, "predicted", 1000 * MIB * (number + 1)))
@@ -49,14 +49,14 @@ def test_the_constants_are_medians_and_name_their_records() -> None:
     )
 
 
-def test_a_prediction_that_is_too_high_makes_no_negative_workspace() -> None:
+def test_predictions_that_are_too_high_give_a_workspace_of_zero() -> None:
     lowered = [replace(r, value=r.value + 100 * MIB) if r.kind == "predicted" else r for r in measured_and_predicted()]
     found = fit(lowered)
     assert found.workspace == 0
     assert found.residuals == (-70 * MIB, -60 * MIB, -30 * MIB)
 
 
-def test_without_nvml_the_context_stays_the_target_s() -> None:
+def test_without_a_measured_context_the_target_keeps_its_own() -> None:
     found = fit([r for r in measured_and_predicted() if r.metric != "context"])
     assert found.context is None
     assert found.of(Target(context=7)).context == 7
@@ -70,13 +70,13 @@ def test_without_nvml_the_context_stays_the_target_s() -> None:
         (lambda rows: [replace(rows[0], env={"fitted_workspace": 1}), *rows[1:]], "with fitted constants"),
     ],
 )
-def test_what_cannot_be_fitted(spoil: Any, message: str) -> None:
+def test_unsuitable_records_are_refused(spoil: Any, message: str) -> None:
     with pytest.raises(ConstantsError, match=message):
         fit(spoil(measured_and_predicted()))
 
 
 @pytest.mark.slow
-def test_they_are_stored_and_used_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_constants_are_stored_and_used_only_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     RecordFile(tmp_path / "records.jsonl").append(measured_and_predicted())
     stored = tmp_path / "constants.json"
     monkeypatch.setattr(sys, "argv", ["constants", str(tmp_path / "records.jsonl"), "--out", str(stored)])
@@ -115,20 +115,20 @@ def test_they_are_stored_and_used_when_asked(tmp_path: Path, monkeypatch: pytest
     assert plain["context"] == Target().context
 
 
-def test_a_fitted_workspace_is_a_term_by_name() -> None:
+def test_a_fitted_workspace_is_a_named_term_of_the_peak() -> None:
     terms = predict_peak(lambda: None, lambda _: None, target=Target(torch="2.10.0", workspace=MIB)).terms
     assert terms == {"fitted": MIB}
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"workspace": 1}', "null"])
-def test_files_that_hold_none(tmp_path: Path, text: str) -> None:
+def test_a_file_without_constants_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "constants.json"
     path.write_text(text)
     with pytest.raises(ConstantsError, match="contains no constants"):
         FittedConstants.read(path)
 
 
-def test_they_are_refused_for_the_cpu(tmp_path: Path) -> None:
+def test_constants_are_refused_for_the_cpu(tmp_path: Path) -> None:
     fit(measured_and_predicted()).save(tmp_path / "constants.json")
     asked = ["memory", "--res", "16", "--method", "ppdm", "--device", "cpu", "--constants"]
     result = CliRunner().invoke(app, [*asked, str(tmp_path / "constants.json"), "--out", str(tmp_path)])

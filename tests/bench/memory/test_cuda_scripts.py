@@ -1,4 +1,4 @@
-"""CUDA scripts in the styles that people write them in, predicted as they are on a machine without CUDA."""
+"""CUDA code in common styles, predicted without changes on a machine without CUDA."""
 
 from collections.abc import Callable
 from typing import Any
@@ -107,15 +107,15 @@ SCRIPTS = [loader_and_timing, old_amp, decorated, default_device, sampling]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
-def test_a_script_runs_as_it_is(script: Callable[[], None]) -> None:
+def test_cuda_code_is_predicted_without_changes(script: Callable[[], None]) -> None:
     peak = run(script)
     assert peak.fits
-    assert peak.peak_allocated > 8**3 * 8 * 2  # one activation of the network at least
+    assert peak.peak_allocated > 8**3 * 8 * 2  # at least one activation of the network
     assert sum(peak.breakdown.values()) == peak.peak_allocated
     assert torch.get_default_device().type == "cpu"
 
 
-def test_data_of_a_loader_lies_on_the_host_until_it_is_moved() -> None:
+def test_data_of_a_loader_counts_only_after_it_moves_to_the_device() -> None:
     volumes = TensorDataset(torch.zeros(4, 1000, 64))
 
     def script() -> None:
@@ -149,7 +149,7 @@ BF16, FP16, FP32, FP64 = torch.bfloat16, torch.float16, torch.float32, torch.flo
         (TURING, FP32, (6,) * 3, False, "efficient"),
     ],
 )
-def test_which_kernel_attention_takes(
+def test_the_attention_kernel_depends_on_card_dtype_head_size_and_mask(
     target: Target, dtype: torch.dtype, sizes: tuple[int, ...], masked: bool, backend: str
 ) -> None:
     assert attention_backend(target, dtype, sizes, masked) == backend
@@ -177,16 +177,16 @@ def named(peak: Peak, name: str) -> int:
     return max((block.size for block in peak.timeline.blocks if block.name == name), default=0)
 
 
-def test_fused_attention_writes_no_weights_and_takes_buffers_backward() -> None:
+def test_fused_attention_allocates_buffers_in_backward_but_no_weight_matrix() -> None:
     half, full = attention(BF16, 40), attention(FP32, 40)
-    # 2 heads · 1024 queries (1000 in multiples of 128) · (64 + 1) numbers of 4 bytes.
+    # 2 heads · 1024 queries (1000 rounded up to a multiple of 128) · (64 + 1) numbers of 4 bytes.
     assert named(half, "attention backward, sums") == 2 * 1024 * 65 * 4
     assert named(full, "attention backward, product") == 2 * 1000 * 40 * 4
     assert named(half, "attention backward, product") == named(full, "attention backward, sums") == 0
     assert largest(full) < 2 * 1000 * 1000 * 4
 
 
-def test_attention_that_no_fused_kernel_takes_writes_its_weights() -> None:
+def test_attention_without_a_fused_kernel_allocates_its_weight_matrix() -> None:
     assert largest(attention(FP32, 6)) >= 2 * 1000 * 1000 * 4
     assert largest(attention(FP32, 40, SDPBackend.MATH)) >= 2 * 1000 * 1000 * 4
     assert largest(attention(FP32, 40, SDPBackend.EFFICIENT_ATTENTION)) < 2 * 1000 * 1000 * 4

@@ -1,4 +1,4 @@
-"""Where the memory goes: modules forward and backward, the course of a step, and its largest holders."""
+"""Memory of one step: its modules in the forward and backward pass, its timeline, and its largest blocks."""
 
 import csv
 import io
@@ -32,7 +32,7 @@ SMALL = Configuration("ppdm", (16, 16, 16), factor=2, width=8)
 
 
 def two_layers(recompute: bool) -> tuple[list[tuple[str, str]], Modules]:
-    """Where the activations and gradients of two layers were made."""
+    """Return the stage and the module that allocated each tensor of a step with two layers, and the modules."""
 
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -54,7 +54,7 @@ def two_layers(recompute: bool) -> tuple[list[tuple[str, str]], Modules]:
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-def test_every_tensor_has_its_module_forward_and_backward(recompute: bool) -> None:
+def test_tensors_are_assigned_to_modules_in_the_forward_and_the_backward_pass(recompute: bool) -> None:
     sites, _ = two_layers(recompute)
     assert {("forward", name) for name in (".", "first", "second")} <= set(sites)
     assert {("backward", name) for name in (".", "first", "second")} <= set(sites)
@@ -73,7 +73,7 @@ def explained(request: pytest.FixtureRequest) -> tuple[MemoryTimeline, dict[str,
 
 
 @pytest.mark.slow
-def test_the_course_has_the_peak_and_the_parts_of_the_prediction(
+def test_the_timeline_has_the_peak_and_the_breakdown_of_the_prediction(
     explained: tuple[MemoryTimeline, dict[str, float]],
 ) -> None:
     course, values = explained
@@ -85,7 +85,9 @@ def test_the_course_has_the_peak_and_the_parts_of_the_prediction(
     assert values["peak_process"] == values["peak_reserved"] + values["context"]
 
 
-def test_spans_are_without_gaps_and_go_down_and_up_twice(explained: tuple[MemoryTimeline, dict[str, float]]) -> None:
+def test_spans_have_no_gaps_and_follow_the_unet_forward_and_backward(
+    explained: tuple[MemoryTimeline, dict[str, float]],
+) -> None:
     course, _ = explained
     ends = [0, *(span.end for span in course.spans)]
     assert [span.start for span in course.spans] == ends[:-1]
@@ -107,14 +109,14 @@ def test_holders_are_the_largest_blocks_with_module_level_shape_and_dtype(
     sizes = [holder.size for holder in course.blocks]
     assert sizes == sorted(sizes, reverse=True)
     joined = next(holder for holder in course.blocks if holder.operator == "cat")
-    # A skip of one level joined to what comes from below: (1 + 2) · 16 channels of 32³ voxels in fp32.
+    # The skip of one level, concatenated with the features from below: (1 + 2) · 16 channels of 32³ voxels in fp32.
     assert (joined.part, joined.shape, joined.dtype) == ("decoder level 0", (1, 48, 32, 32, 32), "float32")
     assert joined.size == 48 * 32**3 * 4
     assert any(holder.module.startswith("up.") for holder in course.blocks)
 
 
 @pytest.mark.slow
-def test_weights_and_their_moments_have_the_name_of_the_parameter() -> None:
+def test_a_block_of_a_weight_or_its_moments_has_the_name_of_the_parameter() -> None:
     _, course = explain(MemoryPlan([SMALL], ["train"], "predict", TARGET), MemoryTask(SMALL, "train", False))
     assert course is not None
     kinds = {holder.kind: holder for holder in course.blocks if holder.kind in ("params", "optimizer")}
@@ -136,7 +138,7 @@ def test_the_table_names_the_peak_and_each_holder() -> None:
     assert "Together 1.00 GiB, 25.0% of the peak." in table
 
 
-def test_the_figure_draws_every_part_once_and_marks_the_peak() -> None:
+def test_the_figure_labels_its_parts_and_the_peak_and_an_empty_one_is_refused() -> None:
     drawn = timeline_figure(course())
     words = [text.get_text() for axes in drawn.axes for text in axes.texts]
     assert "peak 4.00 GiB: backward, loss" in words
@@ -148,7 +150,7 @@ def test_the_figure_draws_every_part_once_and_marks_the_peak() -> None:
 
 
 @pytest.mark.slow
-def test_files_are_the_same_each_time(tmp_path: Path) -> None:
+def test_saving_the_same_timeline_twice_gives_identical_files(tmp_path: Path) -> None:
     first, second = ([path.read_bytes() for path in save_timeline(course(), tmp_path / name)] for name in ("a", "b"))
     assert first == second
     rows = list(csv.DictReader(io.StringIO((tmp_path / "a.csv").read_text())))
@@ -157,14 +159,14 @@ def test_files_are_the_same_each_time(tmp_path: Path) -> None:
     ]
 
 
-def test_names_of_files() -> None:
+def test_a_file_is_named_after_its_configuration_and_phase() -> None:
     assert stem(SMALL, "train") == "explain-ppdm-r2"
     other = Configuration("ddpm3d", (16, 16, 16), precision="bf16", checkpointing="block")
     assert stem(other, "sample") == "explain-ddpm3d-bf16-block-sample"
 
 
 @pytest.mark.slow
-def test_the_command(tmp_path: Path) -> None:
+def test_memory_explain_writes_records_tables_and_figures(tmp_path: Path) -> None:
     asked = [
         "memory",
         "--res",

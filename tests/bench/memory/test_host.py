@@ -1,4 +1,4 @@
-"""Host memory of a translation: predicted, against real translations in processes of their own."""
+"""Host memory of a translation: predictions against real translations in separate processes."""
 
 import os
 import subprocess
@@ -35,7 +35,7 @@ def scan(path: Path, edge: int, dtype: str) -> Path:
 
 
 def prediction(method, edge, device="cpu"):
-    """The peak of sampling one cube."""
+    """Return the predicted peak of sampling one cube."""
     work = workload(method, "sample", (edge, edge, edge), 1, device)
     return predict_peak(work.build, work.step, work.iterations, "cpu" if device == "cpu" else Target())
 
@@ -50,7 +50,7 @@ def prediction(method, edge, device="cpu"):
         ("patch", 64, 128, "int16"),
     ],
 )
-def test_a_real_translation_takes_what_was_predicted_within_15_percent(tmp_path, name, block, edge, dtype):
+def test_a_real_translation_needs_the_predicted_memory_within_15_percent(tmp_path, name, block, edge, dtype):
     request = {"method": name, "block": block, "output": str(tmp_path / "out.nii")}
     request |= {"tiny": str(scan(tmp_path / "a.nii", 16, dtype)), "source": str(scan(tmp_path / "b.nii", edge, dtype))}
     answer = run_child("translated_on_host", request, 300)
@@ -59,15 +59,15 @@ def test_a_real_translation_takes_what_was_predicted_within_15_percent(tmp_path,
     shape = (edge, edge, edge)
     predicted = host_peak(prediction(method_of(name, block), edge), shape, "cpu", np.dtype(dtype).itemsize)
     assert base + predicted == pytest.approx(peak, rel=0.15)
-    # Without the base, which hides errors. Beside what is alive, glibc keeps up to 64 MiB that were freed (mallopt(3)).
+    # The base hides errors, so it is subtracted. glibc keeps up to 64 MiB of freed memory (mallopt(3)).
     assert 0.95 * predicted - 2 * MIB < peak - base < 1.05 * predicted + 64 * MIB
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "block"), [("ppdm", None), ("patch", 16), ("latent", None)])
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_tensors_are_those_of_the_code_that_translates(name, block, device):
-    """The whole of translate_volume, followed tensor by tensor; PET needs the most steps of scaling."""
+def test_predicted_host_memory_agrees_with_a_trace_of_translate_volume(name, block, device):
+    """The trace follows every tensor of translate_volume, with the scaling that has the most steps (PET)."""
     method, edge = tiny(METHODS[name], steps=1), 32
     method = method if block is None else method.in_blocks(block)
     source = torch.rand(edge, edge, edge)
@@ -80,16 +80,16 @@ def test_tensors_are_those_of_the_code_that_translates(name, block, device):
         peak = prediction(method, edge)
         predicted = host_peak(peak, source.shape, device) - (
             peak.host - peak.peak_allocated
-        )  # without kernels' buffers
+        )  # without the buffers of kernels
     else:
         found = predict_peak(lambda: method.build().to("cuda").eval(), step, 1, Target()).host
         peak = prediction(method, edge, device)
         predicted = max(2 * source.nbytes, source.nbytes + peak.host)  # tiny weights are not the peak
         assert host_peak(peak, source.shape, device) == max(predicted, 2 * peak.breakdown["params"])
-    assert found == pytest.approx(predicted, rel=0.05)  # and a few planes
+    assert found == pytest.approx(predicted, rel=0.05)  # the tolerance covers a few planes
 
 
-def test_each_part_can_be_the_peak():
+def test_each_stage_of_a_translation_can_be_the_peak():
     shape, volume = (10, 20, 30), 4 * 6000
     assert host_peak(Peak(5, {"params": 10**6}), shape, "cuda") == 2 * 10**6
     assert host_peak(Peak(5, {"params": 7}), shape, "cuda") == 2 * volume
@@ -98,7 +98,7 @@ def test_each_part_can_be_the_peak():
     assert host_peak(Peak(5, {"params": 7}, host=10 * volume), shape, "cuda") == 11 * volume
 
 
-# In a process of its own: this one would take the memory that earlier tests have freed.
+# This needs a separate process: the current one would reuse memory that earlier tests have freed.
 MEASURED = """
 import torch
 from ppdm_bench.memory.host import peak_resident
@@ -120,7 +120,7 @@ print(peak_resident() - before)
     [((64, 32), 64, 64 * 64**3 * 4), ((5, 8), 48, 5 * 27 * 48**3 * 4)],
     ids=["oneDNN", "columns"],
 )
-def test_buffers_of_convolutions_on_the_cpu(channels, edge, buffers):
+def test_host_memory_includes_the_buffers_of_cpu_convolutions(channels, edge, buffers):
     def build():
         return torch.nn.Conv3d(*channels, 3, padding=1)
 
@@ -131,7 +131,9 @@ def test_buffers_of_convolutions_on_the_cpu(channels, edge, buffers):
     if not torch.backends.mkldnn.is_available():
         pytest.skip("this build has no oneDNN, and every convolution writes columns")
     peak = predict_peak(build, step, 1, "cpu")
-    assert peak.peak_allocated == measure_peak(build, step, 1).peak_allocated  # which counts no buffers
+    assert (
+        peak.peak_allocated == measure_peak(build, step, 1).peak_allocated
+    )  # the allocated peak does not count buffers
     tensors = 4 * sum(channels) * edge**3
     assert peak.host - peak.breakdown["params"] == pytest.approx(tensors + buffers, rel=0.01)
     code = MEASURED.format(channels=channels, edge=edge)
@@ -140,7 +142,7 @@ def test_buffers_of_convolutions_on_the_cpu(channels, edge, buffers):
     assert int(done.stdout) == pytest.approx(tensors + buffers, rel=0.15)
 
 
-def test_only_what_stays_on_the_host_counts_there():
+def test_only_tensors_on_the_host_count_as_host_memory():
     def step(net):
         kept = torch.zeros(1000, 1024, device="cpu")
         return net(kept[:10].to("cuda")).cpu() + kept[:10]
@@ -153,7 +155,7 @@ def test_only_what_stays_on_the_host_counts_there():
 @pytest.mark.cold
 @needs_proc
 @pytest.mark.slow
-def test_the_base_is_that_of_a_real_process_and_measured_once(monkeypatch):
+def test_the_base_is_measured_in_a_real_process_and_only_once(monkeypatch):
     process_base.cache_clear()
     base = process_base("cpu")
     assert 64 * MIB < base < 4 * GIB
@@ -195,7 +197,7 @@ def record(value, shape=(64, 64, 64), method="ppdm", variant="r=2", device="cuda
         ),
     ],
 )
-def test_the_sentence_names_the_largest_volume_and_the_method_that_takes_most(monkeypatch, device, gpu, base, text):
+def test_the_sentence_names_the_largest_volume_and_the_method_that_needs_most(monkeypatch, device, gpu, base, text):
     asked = []
     monkeypatch.setattr(host, "process_base", lambda device: asked.append(device) or base)
     monkeypatch.setattr(host, "environment", lambda: {"gpu": "H100"} if gpu else {})
@@ -205,7 +207,7 @@ def test_the_sentence_names_the_largest_volume_and_the_method_that_takes_most(mo
     assert asked == ["cuda" if gpu else "cpu"]
 
 
-def test_one_method_is_no_upper_bound_and_none_is_no_sentence(monkeypatch):
+def test_one_method_gives_no_upper_bound_and_no_method_gives_no_sentence(monkeypatch):
     monkeypatch.setattr(host, "process_base", lambda device: 0)
     assert "card: 1.00 GiB to translate" in host_sentence([record(GIB)])
     monkeypatch.setattr(host, "process_base", lambda device: pytest.fail("measured for nothing"))

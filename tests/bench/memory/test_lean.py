@@ -1,4 +1,4 @@
-"""What the switches are for, by prediction: a whole training step, U-Net width 64, one volume, CUDA."""
+"""Peak memory with each network option: precision, checkpointing, compilation and memory layout."""
 
 import pytest
 
@@ -14,7 +14,9 @@ pytestmark = pytest.mark.slow
     ("name", "factor", "edge", "limit"),
     [("ppdm", 2, 256, 6.5), ("ppdm", 4, 512, 8.0), ("ddpm3d", None, 256, 48.0)],
 )
-def test_a_training_step_with_every_switch_fits(name: str, factor: int | None, edge: int, limit: float) -> None:
+def test_training_with_bf16_and_checkpointing_stays_below_the_limit(
+    name: str, factor: int | None, edge: int, limit: float
+) -> None:
     method = METHODS[name].with_network(precision="bf16", checkpointing="conv")
     method = method if factor is None else method.with_factor(factor)
     assert method.network.width == 64
@@ -31,14 +33,14 @@ def test_a_training_step_with_every_switch_fits(name: str, factor: int | None, e
         ("ddpm3d", None, "fp32", 34.0),
     ],
 )
-def test_sampling_fits(name: str, factor: int | None, precision: str, limit: float) -> None:
+def test_sampling_stays_within_the_limit(name: str, factor: int | None, precision: str, limit: float) -> None:
     method = METHODS[name].with_network(precision=precision)
     method = method if factor is None else method.with_factor(factor)
     work = workload(method, "sample", (256, 256, 256), 1, "cuda")
     assert predict_peak(work.build, work.step, work.iterations, Target()).peak_allocated <= limit * GIB
 
 
-def test_each_kind_of_recomputation_saves_more() -> None:
+def test_norm_and_block_checkpointing_save_a_third_and_conv_saves_more() -> None:
     peaks = []
     for checkpointing in ("none", "norm", "block", "conv"):
         network = {"precision": "bf16", "checkpointing": checkpointing, "multipliers": (1, 2), "residual_blocks": 1}
@@ -49,9 +51,9 @@ def test_each_kind_of_recomputation_saves_more() -> None:
     assert max(norm, block) < 0.65 * none
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of PyTorch's compiler, at its own code
-def test_a_compiled_network_is_followed_as_it_is_written() -> None:
-    """What its compiler makes of it no prediction sees, so it says what it is of."""
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # from PyTorch's compiler, about its own code
+def test_a_compiled_network_is_predicted_as_uncompiled_with_a_note() -> None:
+    """The prediction does not see the compiled code, so a note says so."""
     peaks, notes = [], []
     for compiled in (False, True):
         method = METHODS["ppdm"].with_network(width=8, compile=compiled)
@@ -63,7 +65,7 @@ def test_a_compiled_network_is_followed_as_it_is_written() -> None:
     assert "compiler can change its memory" in notes[1]
 
 
-def test_channels_last_copies_before_convolutions_as_group_normalisation_gives_none() -> None:
+def test_channels_last_needs_more_memory_as_group_norm_returns_contiguous_tensors() -> None:
     peaks = []
     for layout in (False, True):
         method = METHODS["ppdm"].with_factor(2).with_network(width=8, multipliers=(1, 2), channels_last=layout)

@@ -1,6 +1,6 @@
-"""Memory as records: what is predicted, what a child measures, and what it says when it cannot.
+"""Memory records: predictions, measurements in child processes, and failures.
 
-The part of the child that reads a GPU's counters runs here on counters that are made up; the code is the same.
+The child's code that reads GPU counters runs here with made-up counters.
 """
 
 import csv
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.slow
 
 GIB = 2**30
 SHAPE = (9, 16, 8)
-TINY = Configuration("tiny_training:TINY", SHAPE, factor=2, width=8)  # with two levels
+TINY = Configuration("tiny_training:TINY", SHAPE, factor=2, width=8)  # two levels
 BREAKDOWN = ("params", "grads", "optimizer", "inputs", "activations", "workspace")
 
 
@@ -52,7 +52,7 @@ def values(records, **wanted):
 
 @pytest.fixture(scope="module")
 def on_cpu():
-    """Training, predicted and then measured by a real child."""
+    """Return the records of training, predicted and then measured by a real child process."""
     return records_of(plan(phases=("train",), device="cpu", spacing=(1.0, 2.0, 3.0)))
 
 
@@ -61,13 +61,13 @@ def for_cuda():
     return records_of(plan(phases=("train", "sample"), target=Target(torch="2.11.0", capacity=24 * GIB)))
 
 
-def test_on_the_cpu_the_prediction_is_the_measurement(on_cpu):
+def test_on_the_cpu_predicted_values_equal_measured_values(on_cpu):
     predicted, measured = (values(on_cpu, kind=kind) for kind in ("predicted", "measured"))
     assert measured["peak_allocated"] > 100_000
     assert predicted == measured
 
 
-def test_many_predictions_in_parallel_are_those_of_one_process(monkeypatch):
+def test_parallel_predictions_equal_those_of_one_process(monkeypatch):
     several = plan([TINY, replace(TINY, batch_size=2)], ("train", "sample"), target=Target(torch="2.11.0"))
     expected = records_of(several)
     monkeypatch.setattr("ppdm_bench.memory.command._MANY", 2)
@@ -79,7 +79,7 @@ def test_many_predictions_in_parallel_are_those_of_one_process(monkeypatch):
     assert not made_here
 
 
-def test_predictions_come_first(on_cpu):
+def test_predicted_records_come_before_measured_ones(on_cpu):
     kinds = [record.kind for record in on_cpu]
     assert kinds == sorted(kinds, reverse=True)
 
@@ -98,13 +98,13 @@ def test_records_are_complete(on_cpu, for_cuda):
     assert {record.spacing for record in for_cuda} == {()}
 
 
-def test_one_configuration_has_one_identifier_whatever_the_kind(on_cpu, for_cuda):
+def test_predicted_and_measured_records_of_a_configuration_share_an_identifier(on_cpu, for_cuda):
     assert len({record.config_id for record in (*on_cpu, *for_cuda)}) == 1
     other = records_of(plan([replace(TINY, batch_size=2)]))
     assert other[0].config_id != on_cpu[0].config_id
 
 
-def test_the_device_is_what_is_predicted_for(on_cpu, for_cuda):
+def test_a_record_names_the_device_of_its_prediction(on_cpu, for_cuda):
     assert {record.device for record in on_cpu} == {"cpu"}
     assert {record.device for record in for_cuda} == {"cuda"}
     assert for_cuda[0].env["torch"] == "2.11.0"
@@ -113,14 +113,14 @@ def test_the_device_is_what_is_predicted_for(on_cpu, for_cuda):
     assert "peak_reserved" not in values(on_cpu, phase="train")
 
 
-def test_the_breakdown_adds_up(for_cuda):
+def test_the_breakdown_adds_up_to_the_peak(for_cuda):
     for phase in ("train", "sample"):
         found = values(for_cuda, phase=phase)
         assert sum(found[kind] for kind in BREAKDOWN) == found["peak_allocated"]
         assert found["parameters"] * 4 <= found["params"]
 
 
-def test_host_memory_is_that_of_translating_one_volume(on_cpu, for_cuda):
+def test_host_memory_is_recorded_only_for_the_translation_of_one_volume(on_cpu, for_cuda):
     work = workload(TINY.resolve(), "sample", SHAPE, 1, "cuda")
     peak = predict_peak(work.build, work.step, work.iterations, Target(torch="2.11.0"))
     assert values(for_cuda, phase="sample")["peak_host"] == host_peak(peak, SHAPE, "cuda")
@@ -133,7 +133,7 @@ def test_host_memory_is_that_of_translating_one_volume(on_cpu, for_cuda):
 
 
 @pytest.mark.usefixtures("unrendered")
-def test_host_memory_is_a_column_and_a_sentence(for_cuda, tmp_path, monkeypatch):
+def test_host_memory_is_a_table_column_and_a_sentence(for_cuda, tmp_path, monkeypatch):
     monkeypatch.setattr(host, "process_base", lambda device: GIB)
     found = values(for_cuda, phase="sample")["peak_host"]
     text, _ = present(for_cuda, tmp_path, None, columns=["sample host GiB"])
@@ -147,7 +147,7 @@ def test_host_memory_is_a_column_and_a_sentence(for_cuda, tmp_path, monkeypatch)
     assert "Host RAM" not in present(train, tmp_path / "train", None)[0]
 
 
-def test_a_card_that_is_too_small_is_a_finding_with_a_reason():
+def test_a_card_that_is_too_small_gives_an_oom_record_with_a_reason():
     records = records_of(plan(target=Target(capacity=GIB // 2 + 2**20)))
     peak = next(record for record in records if record.metric == "peak_allocated")
     assert peak.status == "oom"
@@ -156,15 +156,15 @@ def test_a_card_that_is_too_small_is_a_finding_with_a_reason():
     assert failures(records) == []
 
 
-def test_the_factor_is_that_of_the_row():
+def test_each_configuration_is_predicted_with_its_own_factor():
     made = configurations(["ppdm"], (32, 32, 32), factors=[2, 4], width=8)
     two, four = (values(records_of(plan([c]))) for c in made)
     assert two["activations"] > four["activations"]
-    assert two["params"] < four["params"]  # 64 channels go in and out in place of 8
+    assert two["params"] < four["params"]  # 64 input and output channels instead of 8
 
 
 @pytest.mark.parametrize("change", [{"precision": "bf16"}, {"checkpointing": "block"}])
-def test_what_saves_memory_saves_memory(for_cuda, change):
+def test_bf16_and_checkpointing_reduce_the_predicted_activations(for_cuda, change):
     saving = values(records_of(plan([replace(TINY, **change)], ("train",))))
     assert saving["activations"] < values(for_cuda, phase="train")["activations"]
 
@@ -192,7 +192,7 @@ def own_method(tmp_path, monkeypatch):
     sys.modules.pop("broken_method", None)
 
 
-def test_a_method_that_fails_is_a_row_and_the_others_go_on(own_method):
+def test_a_method_that_fails_gives_an_error_record_and_the_others_still_run(own_method):
     records = records_of(plan([Configuration(own_method, SHAPE, width=8), TINY]))
     assert records[0].status == "error"
     assert records[0].reason == "KeyError: 'nothing here'"
@@ -201,7 +201,7 @@ def test_a_method_that_fails_is_a_row_and_the_others_go_on(own_method):
     assert sentence == "broken r=2 sample, predicted: KeyError: 'nothing here'"
 
 
-def test_a_child_finds_a_method_of_ones_own_and_says_how_it_failed(own_method):
+def test_a_child_imports_a_user_s_method_and_reports_its_error(own_method):
     request = {"configuration": Configuration(own_method, SHAPE, width=8).to_dict(), "phase": "sample", "device": "cpu"}
     answer = run_child("ppdm_bench.memory.worker", request, 120)
     assert (answer.status, answer.reason) == ("error", "KeyError: 'nothing here'")
@@ -219,7 +219,7 @@ worker.main()
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="limits address space by what /proc says is taken")
-def test_memory_that_runs_out_on_the_cpu_is_an_oom(tmp_path, monkeypatch):
+def test_running_out_of_cpu_memory_is_an_oom(tmp_path, monkeypatch):
     (tmp_path / "limited.py").write_text(LIMITED)
     monkeypatch.syspath_prepend(tmp_path)
     configuration = replace(TINY, shape=(512, 512, 512))
@@ -249,7 +249,7 @@ def test_memory_that_runs_out_on_the_cpu_is_an_oom(tmp_path, monkeypatch):
         (MemoryError(), "the memory of the system is not sufficient"),
     ],
 )
-def test_the_words_of_those_who_run_out_of_memory(monkeypatch, error, reason):
+def test_each_out_of_memory_error_becomes_an_oom_with_a_short_reason(monkeypatch, error, reason):
     def fail(*_):
         raise error
 
@@ -258,16 +258,20 @@ def test_the_words_of_those_who_run_out_of_memory(monkeypatch, error, reason):
     assert (answer["status"], answer["reason"]) == ("oom", reason)
 
 
-def test_other_errors_are_errors_on_one_line(monkeypatch):
+def test_other_errors_are_reported_on_one_line(monkeypatch):
     assert fault(RuntimeError("boom\nException raised from")) == "RuntimeError: boom"
     assert fault(KeyError()) == "KeyError"
 
 
-# --- a GPU's counters, made up
+# --- made-up GPU counters
 
 
 class FakeNVML:
-    """Of pynvml, what is called; ``used`` is what each look sees: process identifiers and their bytes."""
+    """Fake of the pynvml functions that the code calls.
+
+    ``looks`` are the answers to successive queries: pairs of process identifier and bytes, or None for an error. The
+    last one repeats.
+    """
 
     class NVMLError(Exception):
         pass
@@ -292,11 +296,11 @@ class FakeNVML:
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """A worker whose counters are made up; call it with what NVML sees and what the allocator says."""
+    """Return a function that runs the worker with made-up answers of NVML and statistics of the allocator."""
 
     def answer(looks, **statistics):
         fake = FakeNVML(*looks) if looks else None
-        monkeypatch.setitem(sys.modules, "pynvml", fake)  # None: importing it fails
+        monkeypatch.setitem(sys.modules, "pynvml", fake)  # None makes the import fail
         properties = SimpleNamespace(uuid="0d1e-2f")
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
         monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 3 * GIB)
@@ -318,7 +322,7 @@ def gpu(monkeypatch):
 ME = os.getpid()
 
 
-def test_a_gpu_is_measured_by_pytorch_and_by_the_driver(gpu):
+def test_a_gpu_measurement_reads_pytorch_s_counters_and_nvml(gpu):
     made, seen, fake = gpu([[], [(ME, 4 * GIB)]], num_alloc_retries=0, num_ooms=0)
     assert (made["status"], made["reason"], made["evaluations"]) == ("ok", "", EVALUATIONS)
     assert made["metrics"] == {
@@ -341,42 +345,42 @@ def test_without_nvml_there_is_a_note_and_no_process_memory(gpu):
     assert "NVML is not available" in made["reason"]
 
 
-def test_nvml_that_fails_on_the_way_is_a_note(gpu):
+def test_an_nvml_error_during_the_run_becomes_a_note(gpu):
     made, _, _ = gpu([[], None])
     assert made["status"] == "ok"
     assert "GPU is lost" in made["reason"]
 
 
 @pytest.mark.parametrize("look", [[], [(ME + 1, GIB)], [(ME, None)]])
-def test_processes_that_the_platform_hides_are_absent_and_not_others(gpu, look):
+def test_process_memory_is_absent_if_nvml_does_not_show_it(gpu, look):
     made, _, _ = gpu([[], look])
     assert "peak_process" not in made["metrics"]
     assert made["reason"] == "the memory of the process is unknown: NVML does not show it here"
 
 
 @pytest.mark.parametrize("looks", [[[(1, GIB)], [(1, GIB), (ME, GIB)]], [[], [(ME, GIB), (1, GIB)]]])
-def test_another_process_on_the_gpu_is_written_into_the_row(gpu, looks):
+def test_another_process_on_the_gpu_is_noted_in_the_reason(gpu, looks):
     made, _, _ = gpu(looks)
     assert made["reason"] == "other processes on the GPU: 1"
 
 
-def test_a_peak_after_retries_is_suspect(gpu):
+def test_a_peak_after_allocator_retries_is_noted_as_suspect(gpu):
     made, _, _ = gpu([[], [(ME, GIB)]], num_alloc_retries=2, num_ooms=1)
     assert made["reason"] == "the allocator retried 2 times and failed 1 times; the peak is suspect"
 
 
-def test_measured_gpu_rows_carry_every_counter(monkeypatch):
+def test_measured_gpu_records_have_every_counter(monkeypatch):
     answer = ChildAnswer("ok", "other processes on the GPU: 1", {"peak_allocated": GIB, "context": 5}, {"gpu": "H"}, 3)
     monkeypatch.setattr(sweep, "run_child", lambda *_: answer)
     measured = [r for r in records_of(plan(device="cuda", target=Target())) if r.kind == "measured"]
     found = [(r.metric, r.value, r.stat) for r in measured if r.metric != "parameters"]
-    assert found == [("context", 5, "at peak"), ("peak_allocated", GIB, "max")]  # what it is about comes last
+    assert found == [("context", 5, "at peak"), ("peak_allocated", GIB, "max")]  # the main metric comes last
     rows = {(r.device, r.env["gpu"], r.reason, r.steps) for r in measured}
     assert rows == {("cuda", "H", answer.reason, EVALUATIONS)}
 
 
 @pytest.mark.parametrize("status", ["oom", "timeout", "error", "killed"])
-def test_what_became_of_a_child_becomes_a_row(monkeypatch, status):
+def test_the_status_of_a_failed_child_becomes_a_record(monkeypatch, status):
     monkeypatch.setattr(sweep, "run_child", lambda *_: ChildAnswer(status, "so it is"))
     records = records_of(plan(device="cpu"))
     (row,) = [r for r in records if r.kind == "measured"]
@@ -385,7 +389,7 @@ def test_what_became_of_a_child_becomes_a_row(monkeypatch, status):
     assert bool(failures(records)) == (status != "oom")
 
 
-# --- records and what is made of them
+# --- records and outputs
 
 
 def test_records_are_on_disk_before_the_next_task_begins(tmp_path, monkeypatch):
@@ -403,11 +407,11 @@ def test_records_are_on_disk_before_the_next_task_begins(tmp_path, monkeypatch):
     assert {record.phase for record in RecordFile(tmp_path / "records.jsonl").read()} == {"sample"}
 
 
-def test_the_same_plan_twice_adds_no_record(tmp_path):
+def test_running_the_same_plan_twice_adds_no_record(tmp_path):
     first, second = collect(plan(), tmp_path), collect(plan(), tmp_path)
     assert len(RecordFile(tmp_path / "records.jsonl").read()) == len(first) == len(second)
     assert collect(plan([replace(TINY, batch_size=2)]), tmp_path)
-    # Translation is of one volume, so the second has no record of host memory.
+    # Host memory is recorded for one volume only, so batch size 2 has one record less.
     assert len(RecordFile(tmp_path / "records.jsonl").read()) == 2 * len(first) - 1
 
 
@@ -421,7 +425,7 @@ def test_the_same_plan_twice_adds_no_record(tmp_path):
         ("ok", {"dirty": True}, 2),
     ],
 )
-def test_a_run_that_is_started_again_continues(tmp_path, monkeypatch, status, then, measured):
+def test_a_restarted_run_repeats_only_killed_or_outdated_measurements(tmp_path, monkeypatch, status, then, measured):
     from ppdm_bench.memory import command
 
     asked = []
@@ -440,7 +444,7 @@ def test_a_run_that_is_started_again_continues(tmp_path, monkeypatch, status, th
     assert len(asked) == measured + 1
 
 
-def test_what_was_predicted_is_not_predicted_again(tmp_path, monkeypatch):
+def test_a_prediction_is_repeated_only_if_the_code_has_uncommitted_changes(tmp_path, monkeypatch):
     from ppdm_bench.memory import command
 
     asked = []
@@ -451,12 +455,12 @@ def test_what_was_predicted_is_not_predicted_again(tmp_path, monkeypatch):
         assert (len(asked), values(records)["peak_allocated"]) == (predictions, 5)
 
 
-# --- a budget, and what does not fit
+# --- budgets, and configurations that do not fit
 
 
 @pytest.fixture
 def children(monkeypatch):
-    """What children are told, in the place of children; their peak is 5 bytes."""
+    """Answer for each child process with a peak of 5 bytes, and return the list of their requests."""
     asked = []
     answer = ChildAnswer("ok", "", {"peak_allocated": 5})
     monkeypatch.setattr(sweep, "run_child", lambda module, request, timeout: asked.append(request) or answer)
@@ -467,7 +471,7 @@ def peaks(records):
     return {record.kind: record for record in records if record.metric == "peak_allocated"}
 
 
-def test_what_is_predicted_not_to_fit_is_skipped_unless_asked_for(children):
+def test_a_run_that_is_predicted_not_to_fit_is_skipped_unless_the_gate_is_off(children):
     deep = [replace(TINY, method="ppdm")]
     found = peaks(records_of(plan(deep, device="cpu", budget=2**20)))
     assert found["predicted"].status == "oom"
@@ -482,7 +486,7 @@ def test_what_is_predicted_not_to_fit_is_skipped_unless_asked_for(children):
     assert [found[kind].status for kind in ("predicted", "measured")] == ["ok", "ok"]
 
 
-def test_a_card_at_hand_that_is_too_small_is_not_measured_on(children):
+def test_no_measurement_runs_on_a_card_that_is_too_small(children):
     found = peaks(records_of(plan(device="cuda", target=Target(capacity=GIB // 2 + 2**20))))
     assert [found[kind].status for kind in ("predicted", "measured")] == ["oom", "skipped"]
     assert "the card has 0.50 GiB" in found["measured"].reason
@@ -492,10 +496,10 @@ def test_a_card_at_hand_that_is_too_small_is_not_measured_on(children):
 @pytest.mark.parametrize(
     ("device", "gpu_bytes", "limit"), [("cpu", 0, 2 * GIB), ("cuda", 3 * GIB, 3 * GIB // 2), ("cuda", GIB, None)]
 )
-def test_a_measurement_gets_no_more_than_the_budget_and_the_row_says_so(
+def test_a_measurement_is_limited_to_the_budget_and_its_record_states_the_capacity(
     children, monkeypatch, device, gpu_bytes, limit
 ):
-    """On CUDA, the context takes its part; a budget above what the card has is enforced by the card."""
+    """On CUDA the limit is the budget minus the context; a budget larger than the card sets no limit."""
     from ppdm_bench.memory import command
 
     known = environment() | {"gpu_bytes": gpu_bytes}
@@ -507,7 +511,7 @@ def test_a_measurement_gets_no_more_than_the_budget_and_the_row_says_so(
     assert found["predicted"].env["capacity"] == 2 * GIB
 
 
-def test_prediction_and_limit_agree_to_the_byte():
+def test_a_limit_of_the_predicted_peak_suffices_and_one_byte_less_does_not():
     request = {"configuration": TINY.to_dict(), "phase": "train", "device": "cpu"}
     peak = values(records_of(plan(phases=("train",), target=None)))["peak_allocated"]
     answer = worker._answer(request | {"limit": peak})
@@ -520,7 +524,7 @@ def test_prediction_and_limit_agree_to_the_byte():
     )
 
 
-def test_on_cuda_the_allocator_is_limited_and_let_go(monkeypatch):
+def test_on_cuda_the_limit_of_the_allocator_is_set_and_removed(monkeypatch):
     from ppdm_bench.predictor.peak import _allocator_limit
 
     fractions = []
@@ -533,8 +537,8 @@ def test_on_cuda_the_allocator_is_limited_and_let_go(monkeypatch):
     assert fractions == pytest.approx([0.25, 1.0, 1.0, 1.0, 0.0, 1.0], abs=1e-9)
 
 
-def test_a_smaller_factor_does_not_always_need_more_memory():
-    """So it is no size: at 16³, weights for 512 channels outweigh what the smaller grid saves."""
+def test_a_larger_factor_can_need_more_memory():
+    """At 16³, the weights for 512 channels (factor 8) need more memory than the smaller grid saves."""
     two, eight = (replace(TINY, shape=(16,) * 3, factor=factor) for factor in (2, 8))
     small, large = (values(records_of(plan([c])))["peak_allocated"] for c in (eight, two))
     assert small > 2 * large
@@ -558,7 +562,7 @@ MINE = replace(PPDM, representation=Sleeping(2))
 """
 
 
-def test_a_method_that_hangs_is_a_timeout_predicted_and_measured(tmp_path, monkeypatch):
+def test_a_method_that_hangs_times_out_in_prediction_and_measurement(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "sleeps.py").write_text(SLEEPS)
@@ -571,21 +575,21 @@ def test_a_method_that_hangs_is_a_timeout_predicted_and_measured(tmp_path, monke
     sys.modules.pop("sleeps", None)
 
 
-def test_every_file_that_is_named_is_written(tmp_path, for_cuda):
+def test_every_reported_file_is_written(tmp_path, for_cuda):
     text, written = present(for_cuda, tmp_path, 24 * GIB)
     assert "tiny r=2" in text
     assert {path.name for path in written[1:]} == {path.name for path in tmp_path.iterdir()}
     assert {path.suffix for path in written} == {".jsonl", ".csv", ".md", ".tex", ".png", ".pdf"}
 
 
-def test_a_run_without_any_value_still_makes_a_table(tmp_path, own_method):
+def test_records_without_values_still_give_a_table(tmp_path, own_method):
     records = records_of(plan([Configuration(own_method, SHAPE, width=8)]))
     text, written = present(records, tmp_path, None)
     assert "error" in text
     assert {path.suffix for path in written} == {".jsonl", ".csv", ".md", ".tex"}
 
 
-def test_a_task_says_what_it_does():
+def test_the_text_of_a_task_describes_it():
     assert MemoryTask(TINY, "train", True).text == "measuring tiny r=2 train 9×16×8 fp32 none"
 
 
@@ -602,12 +606,12 @@ def test_a_short_sampling_run_has_the_peak_of_a_longer_one(monkeypatch):
 
 
 @pytest.mark.usefixtures("unrendered")
-def test_predictions_for_several_cards_stand_side_by_side(tmp_path, monkeypatch):
+def test_predictions_for_several_cards_share_one_table(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ("memory", "--res", 16, "--method", "ppdm", "--factor", 2, "--width", 8, "--phase", "sample", "--out", "o")
     assert run(*words, "--gpu", "RTX 2080 Ti")[0] == 0
     code, _, err = run(*words, "--gpu", "A100 80GB")
-    assert (code, "1 configuration" in err) == (0, False)  # the same one, for another card
+    assert (code, "1 configuration" in err) == (0, False)  # the same configuration, for another card
     lines = (tmp_path / "o/memory.md").read_text().splitlines()
     assert [line.split("|")[2].strip() for line in lines if "| ppdm" in line] == ["RTX 2080 Ti", "A100 80GB"]
     assert "is more than the 10.76 GiB" in refused(2, *words, "--gpu", "2080 Ti", "--budget", "12GB")

@@ -1,4 +1,4 @@
-"""Several sources in predictions of memory and measurements of time."""
+"""Methods with several sources: predicted memory, measured times and plans."""
 
 import json
 from dataclasses import replace
@@ -33,8 +33,8 @@ def empty_folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["ppdm", "slice25d", "patch", "latent_bridge", "gan3d", *NAMED])
-def test_on_the_cpu_the_prediction_for_three_sources_is_the_measurement(name):
-    """One method of each window, and of those with a network beside the first."""
+def test_the_predicted_cpu_peak_for_three_sources_equals_the_measured_peak(name):
+    """The cases cover each kind of window, methods with a second network, and a bridge from a named source."""
     method = (THREE | NAMED)[name]
     for phase in method.phases:
         work = workload(method, phase, SHAPE, 2, "cpu")
@@ -45,7 +45,7 @@ def test_on_the_cpu_the_prediction_for_three_sources_is_the_measurement(name):
 
 
 @pytest.mark.parametrize("phase", ["train", "sample"])
-def test_more_sources_need_more_memory_and_one_that_has_a_name_needs_the_same(phase):
+def test_more_sources_need_more_memory_and_naming_one_source_changes_nothing(phase):
     def peak(method):
         work = workload(method, phase, (32, 32, 32), 1, "cuda")
         return predict_peak(work.build, work.step, work.iterations).peak_allocated
@@ -55,7 +55,7 @@ def test_more_sources_need_more_memory_and_one_that_has_a_name_needs_the_same(ph
     assert peak(one) < peak(one.with_sources(["a", "b"])) < peak(one.with_sources(["a", "b", "c"]))
 
 
-def test_an_option_of_a_configuration_that_old_records_do_not_have():
+def test_the_number_of_sources_is_stored_in_a_configuration_only_if_above_one():
     one, three = (Configuration("ppdm", SHAPE, factor=2, sources=sources) for sources in (1, 3))
     assert "sources" not in one.to_dict()
     assert Configuration.from_dict(json.loads(json.dumps(three.to_dict()))) == three
@@ -64,7 +64,7 @@ def test_an_option_of_a_configuration_that_old_records_do_not_have():
     assert (one.variant, three.variant) == ("r=2", "r=2 sources=3")
 
 
-def test_a_method_with_sources_of_its_own_keeps_them(monkeypatch):
+def test_a_method_keeps_its_named_sources_unless_a_number_of_sources_is_given(monkeypatch):
     own = replace(THREE["ppdm"], bridge_from="t2w")
     point = Configuration("ppdm", SHAPE, point=json.dumps(own.to_dict()))
     assert point.resolve().sources == ("t1n", "t1c", "t2w")
@@ -72,7 +72,7 @@ def test_a_method_with_sources_of_its_own_keeps_them(monkeypatch):
         replace(point, sources=2).resolve()
 
 
-def test_operations_grow_with_the_sources():
+def test_more_sources_need_more_operations():
     one, three = tiny(METHODS["ppdm"]), THREE["ppdm"]
     assert step_flops(one, SHAPE, 1) < step_flops(three, SHAPE, 1)
     assert volume_flops(one, SHAPE, 1, [1])[1] < volume_flops(three, SHAPE, 1, [1])[1]
@@ -82,7 +82,7 @@ WORDS = ("--res", 16, "--method", "ppdm", "--factor", 2, "--width", 8, "--source
 
 
 @pytest.mark.usefixtures("unrendered")
-def test_memory_is_of_a_number_of_sources():
+def test_memory_accepts_a_number_of_sources():
     code, out, err = run("memory", *WORDS, "--device", "cpu", "--phase", "train", "--out", "memory")
     assert code == 0, err
     peaks = {r["kind"]: r["value"] for r in json.loads(out) if r["metric"] == "peak_allocated"}
@@ -91,8 +91,8 @@ def test_memory_is_of_a_number_of_sources():
 
 
 @pytest.mark.usefixtures("unrendered")
-def test_times_are_of_a_number_of_sources(monkeypatch):
-    """The worker works in this process, without a warm-up; `test_speed` has a real run."""
+def test_speed_accepts_a_number_of_sources(monkeypatch):
+    """The worker runs in this process with a minimal warm-up; `test_speed` tests a real run."""
 
     def answered(module, request, timeout):
         return ChildAnswer(**json.loads(json.dumps(worker._answer(request))))
@@ -110,8 +110,8 @@ def test_times_are_of_a_number_of_sources(monkeypatch):
     assert {r.metric for r in records if r.samples} >= {"step_seconds", "volume_seconds"}
 
 
-def test_a_plan_is_of_a_number_of_sources(monkeypatch):
-    """Its predictions are made up: each needs 1 GiB for one volume."""
+def test_plan_accepts_a_number_of_sources(monkeypatch):
+    """The predictions are made up: each volume of a batch needs 1 GiB."""
     asked = []
 
     def made_up(case, target):
@@ -128,7 +128,7 @@ def test_a_plan_is_of_a_number_of_sources(monkeypatch):
 
 @pytest.mark.parametrize("command", ["memory", "speed", "plan"])
 @pytest.mark.parametrize("number", ["0", "-1", "three"])
-def test_numbers_of_sources_that_cannot_be(command, number, tmp_path):
+def test_an_invalid_number_of_sources_is_refused_before_a_file_is_written(command, number, tmp_path):
     said = refused(2, command, "--res", 16, "--sources", number)
     assert f"a whole number of at least 1, got '{number}'" in said
     assert not [*tmp_path.iterdir()]

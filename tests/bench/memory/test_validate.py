@@ -1,4 +1,4 @@
-"""The prediction against what others measured on CUDA, and our U-Net against the field's."""
+"""Predictions against published CUDA measurements, and our U-Net against MONAI's."""
 
 import functools
 from pathlib import Path
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 GIB = 2**30
 RESULTS = Path(__file__).parents[3] / "results"
 PUBLISHED = RecordFile(RESULTS / "published/monai_unet_peaks.jsonl").read()
-# Columns decide; out of memory; softmax decides, without and with checkpointing; the optimizer decides.
+# What causes the peak: columns; (out of memory); softmax, without and with checkpointing; the optimizer.
 CHOSEN = [0, 3, 8, 17, 20]
 
 
@@ -27,7 +27,7 @@ def test_all_published_peaks_are_there_with_their_source() -> None:
 
 
 @pytest.mark.parametrize("index", CHOSEN)
-def test_a_published_peak_is_predicted_within_a_quarter_of_a_gib(index: int) -> None:
+def test_a_published_peak_is_predicted_within_0_15_gib(index: int) -> None:
     published = PUBLISHED[index]
     peak = published_runs.predict_published(published.options, published_runs.target_of(published))
     if published.status == "oom":
@@ -38,12 +38,14 @@ def test_a_published_peak_is_predicted_within_a_quarter_of_a_gib(index: int) -> 
     assert sum(peak.breakdown.values()) == peak.peak_allocated
 
 
-def test_our_network_has_the_parameters_and_the_peak_of_the_field_s() -> None:
+def test_our_network_has_nearly_the_parameters_and_the_peak_of_monai_s() -> None:
     own, theirs = (
         {r.metric: r.value for r in reference.reference_records([64]) if r.method == name}
         for name in reference.NETWORKS
     )
-    assert theirs["parameters"] - own["parameters"] == 4 * (256 * 256 + 256) + 2 * 256  # its attention in the middle
+    assert (
+        theirs["parameters"] - own["parameters"] == 4 * (256 * 256 + 256) + 2 * 256
+    )  # MONAI's attention in the middle
     assert 0.9 < own["peak_allocated"] / theirs["peak_allocated"] <= 1
 
 
@@ -57,9 +59,9 @@ def test_the_table_of_both_networks_shows_the_ratio() -> None:
 
 CORNERS = ("dd512x512", "dd768x768", "d1", "dd2048x2048", "de512x512", "d2")
 CUDNN = RecordFile(Path(__file__).parents[3] / "results/published/cudnn_peaks.jsonl").read()
-# Of the autoencoder's table the corners of each column.
+# From the autoencoder's table, only the corners of each column.
 SHOWN = [r for r in CUDNN if r.method != "diffusers AutoencoderKLQwenImage" or r.options["published"] in CORNERS]
-# What contradicts a rule that is an assumption or was taken over from another engine, and by how much at most.
+# Counters that contradict an assumed rule or a rule taken over from another engine, with the largest error.
 CONTRADICTED = {
     ("h1", "peak_allocated"): 0.20,  # half precision before Ampere
     **{(f"e{k}{v}", "peak_allocated"): 0.55 for k in (4, 5, 6) for v in "fu"},  # other cards, and older engines
@@ -74,7 +76,7 @@ def predicted(config_id: str) -> dict[str, float | None]:
 
 
 @pytest.mark.parametrize("published", SHOWN, ids=lambda r: f"{r.options['published']} {r.metric}")
-def test_a_published_counter_of_cudnn_s_path_is_predicted_within_half_a_percent(published: Record) -> None:
+def test_a_published_counter_of_cudnn_is_predicted_within_half_a_percent(published: Record) -> None:
     if published.options["step"] == "autoencoder":
         pytest.importorskip("diffusers")
     found = predicted(published.config_id)
@@ -97,8 +99,8 @@ def test_a_published_run_is_predicted_once_and_compared_in_a_table(tmp_path: Pat
     assert [r.value for r in records if r.metric == "refused"] == [pytest.approx(chosen[2].value, rel=1e-3)]
 
 
-def test_the_margin_of_the_need_covers_each_published_peak() -> None:
-    """Predictions are mostly too low, so that a verdict without a margin would be too optimistic."""
+def test_the_margin_covers_the_error_of_each_published_peak() -> None:
+    """Most predictions are too low, so a verdict without a margin would be too optimistic."""
     made = RecordFile(RESULTS / "validation/published.jsonl.gz").read()
     predicted = {r.config_id: r.value for r in made if r.kind == "predicted" and r.metric == "peak_allocated"}
     short = [record.value - predicted[record.config_id] for record in PUBLISHED if record.status == "ok"]

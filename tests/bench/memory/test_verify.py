@@ -1,4 +1,4 @@
-"""The second verification: run again with no more memory than was predicted."""
+"""Second verification: repeat each measurement with only the predicted memory."""
 
 import json
 from dataclasses import replace
@@ -34,7 +34,7 @@ def peak(metric="peak_allocated", value=GIB, kind="measured", phase="train", dev
 
 @pytest.fixture
 def children(monkeypatch):
-    """Children that answer as they are told; what they were asked."""
+    """Replace child processes: ``answers`` are their next answers, and ``asked`` collects their requests."""
     asked, answers = [], []
 
     def run_child(worker, request, timeout):
@@ -45,7 +45,7 @@ def children(monkeypatch):
     return SimpleNamespace(asked=asked, answers=answers)
 
 
-def test_the_limit_is_what_the_allocator_is_predicted_to_take():
+def test_the_limit_is_predicted_reserved_memory_on_cuda_and_allocated_memory_on_cpu():
     allocated, reserved = peak(kind="predicted"), peak("peak_reserved", 2 * GIB, "predicted")
     measured = peak(value=GIB - 512)
     assert verifiable([allocated, reserved, measured]) == [(measured, 2 * GIB)]
@@ -62,11 +62,11 @@ def test_the_limit_is_what_the_allocator_is_predicted_to_take():
         [peak("peak_reserved", GIB, "predicted", device="cpu"), peak()],
     ],
 )
-def test_only_what_ran_and_was_predicted_to_is_verified(changed):
+def test_a_run_is_verified_only_if_it_succeeded_and_was_predicted_to_fit(changed):
     assert verifiable(changed) == []
 
 
-def test_the_same_runs_again_with_the_predicted_memory(children, tmp_path):
+def test_a_run_is_verified_with_the_predicted_memory_and_once_per_limit(children, tmp_path):
     records = [peak("peak_reserved", 2 * GIB, "predicted"), peak()]
     (verified,) = verify_in(tmp_path, records, 60)
     (request,) = children.asked
@@ -83,7 +83,7 @@ def test_the_same_runs_again_with_the_predicted_memory(children, tmp_path):
     assert len(children.asked) == 2
 
 
-def test_what_does_not_suffice_is_a_finding_and_what_fails_is_none(children):
+def test_an_oom_counts_in_the_verdict_and_a_timeout_or_crash_does_not(children):
     sweep = Sweep("no.worker", 60)
     children.answers += [
         ChildAnswer("oom", "out of memory"),
@@ -106,8 +106,8 @@ def test_what_does_not_suffice_is_a_finding_and_what_fails_is_none(children):
 
 
 @pytest.mark.parametrize(("status", "shown"), [("ok", "yes"), ("oom", "no"), ("killed", "–")])
-def test_the_table_says_whether_it_ran_again(status, shown):
-    """On the row of the measurement, whose peak and status stand."""
+def test_the_table_shows_whether_the_verification_succeeded(status, shown):
+    """It is a column in the row of the measurement, whose peak and status do not change."""
     reason = "" if status == "ok" else "as it went"
     other = peak(VERIFIED, 2 * GIB, phase="sample")
     records = [peak(kind="predicted"), peak(), peak(VERIFIED, 2 * GIB, status=status, reason=reason), other]
@@ -124,7 +124,7 @@ def test_the_table_says_whether_it_ran_again(status, shown):
 
 @pytest.mark.parametrize("total", [85_051_899_904, 150_754_820_096, 25_719_201_792])
 def test_the_allocator_may_take_every_byte_of_the_limit(monkeypatch, total):
-    """PyTorch takes the whole part of the fraction of the card's memory; the last segment needs the last byte."""
+    """PyTorch multiplies the fraction by the card's memory and rounds down; the last segment needs the last byte."""
     fractions = []
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=total))
@@ -134,7 +134,7 @@ def test_the_allocator_may_take_every_byte_of_the_limit(monkeypatch, total):
             assert int(fractions[-1] * total) == limit
 
 
-def test_it_runs_for_real_and_no_byte_less_would_do(tmp_path):
+def test_a_real_run_succeeds_at_the_limit_and_fails_with_one_byte_less(tmp_path):
     small = ("--method", "ppdm", "--res", "8", "--factor", "4", "--width", "8", "--phase", "sample")
     code, out, err = run("memory", *small, "--device", "cpu", "--verify", "--json", "--out", tmp_path)
     assert code == 0, err
@@ -147,6 +147,6 @@ def test_it_runs_for_real_and_no_byte_less_would_do(tmp_path):
     assert f"the limit is {limit - 1:,}" in less.reason
 
 
-def test_what_was_not_measured_cannot_be_verified(tmp_path):
+def test_verification_without_a_measurement_is_refused(tmp_path):
     said = refused(2, "memory", "--res", "8", "--device", "predict", "--verify", "--out", tmp_path)
     assert "--verify repeats measurements" in said

@@ -1,4 +1,4 @@
-"""The model of the caching allocator, against sequences worked by hand and against what must always hold."""
+"""The model of the caching allocator, against sequences computed by hand and against invariants."""
 
 from itertools import pairwise
 
@@ -43,12 +43,12 @@ def test_small_blocks_share_a_segment() -> None:
     assert reserved_after(*((i, MIB // 2) for i in range(5))) == 4 * MIB
 
 
-def test_small_and_large_blocks_do_not_share() -> None:
+def test_small_and_large_blocks_do_not_share_a_segment() -> None:
     assert reserved_after((0, 2 * MIB), (1, 512)) == 22 * MIB
 
 
 def test_a_large_block_is_split_only_where_more_than_a_mebibyte_is_left() -> None:
-    # 12 MiB freed: 10.5 MiB leaves 1.5 MiB, which 1.25 MiB fits in; 11 MiB leaves 1 MiB, which stays part of the block.
+    # 12 MiB are free: 10.5 MiB leaves 1.5 MiB, enough for 1.25 MiB; 11 MiB leaves 1 MiB, which stays in the block.
     split = [(0, 12 * MIB), (0, 0), (1, 21 * MIB // 2), (2, 5 * MIB // 4)]
     whole = [(0, 12 * MIB), (0, 0), (1, 11 * MIB), (2, MIB + 512)]
     assert reserved_after(*split) == 12 * MIB
@@ -56,7 +56,7 @@ def test_a_large_block_is_split_only_where_more_than_a_mebibyte_is_left() -> Non
 
 
 def test_the_best_fit_is_taken() -> None:
-    # Free: 40 MiB and 30 MiB. 30 MiB goes into the second, so that 40 MiB still fits into the first.
+    # 40 MiB and 30 MiB are free. 30 MiB goes into the second block, so that 40 MiB still fits into the first.
     events = [(0, 40 * MIB), (1, 30 * MIB), (0, 0), (1, 0), (2, 30 * MIB), (3, 40 * MIB)]
     assert reserved_after(*events) == 70 * MIB
 
@@ -81,15 +81,15 @@ def test_whole_free_segments_are_returned_when_the_device_is_full() -> None:
 
 
 def test_a_segment_in_use_cannot_be_returned() -> None:
-    # Half of the first segment lives on: 20 MiB of 60 are free, but not in one piece, and not to be given back.
+    # Half of the segment of 40 MiB is in use: its free 20 MiB are too small and not returnable; 40 + 30 MiB are needed.
     events = [(9, 40 * MIB), (9, 0), (0, 20 * MIB), (1, 20 * MIB), (1, 0), (2, 30 * MIB)]
     assert not CachingAllocator(capacity=60 * MIB).replay(events)
     assert CachingAllocator(capacity=70 * MIB).replay(events)
 
 
-def test_what_is_larger_than_the_device_does_not_fit() -> None:
+def test_a_request_that_is_larger_than_the_device_does_not_fit() -> None:
     assert not CachingAllocator(capacity=20 * MIB).replay([(0, 21 * MIB)])
-    assert not CachingAllocator(capacity=MIB).replay([(0, 512)])  # although 512 B are there: a segment is not
+    assert not CachingAllocator(capacity=MIB).replay([(0, 512)])  # 512 B are available, but a whole segment is not
 
 
 SIZES = st.one_of(st.integers(1, 4096), st.integers(1, 30 * MIB), st.sampled_from([MIB, MIB + 512, 10 * MIB])).map(
@@ -111,7 +111,7 @@ def sequences(draw: st.DrawFn) -> list[tuple[int, int]]:
 
 @settings(max_examples=60, deadline=None)
 @given(sequences())
-def test_what_holds_after_every_event(events: list[tuple[int, int]]) -> None:
+def test_invariants_hold_after_every_event(events: list[tuple[int, int]]) -> None:
     allocator = CachingAllocator()
     live: dict[int, int] = {}
     peaks = [0]
@@ -122,14 +122,14 @@ def test_what_holds_after_every_event(events: list[tuple[int, int]]) -> None:
         assert {name: block.size >= live[name] for name, block in allocator._used.items()} == dict.fromkeys(live, True)
         in_use = sum(block.size for block in allocator._used.values())
         idle = sum(block.size for blocks in allocator._free_blocks.values() for _, block in blocks)
-        assert in_use + idle == allocator.reserved  # no byte is in two blocks, none is lost
+        assert in_use + idle == allocator.reserved  # no byte is in two blocks, and none is lost
         peaks.append(allocator.peak_reserved)
     assert all(a <= b for a, b in pairwise(peaks))
 
 
 @settings(max_examples=60, deadline=None)
 @given(sequences())
-def test_when_all_is_freed_only_whole_segments_are_left(events: list[tuple[int, int]]) -> None:
+def test_all_segments_can_be_returned_after_all_blocks_are_freed(events: list[tuple[int, int]]) -> None:
     allocator = CachingAllocator()
     allocator.replay(events)
     allocator.replay([(name, 0) for name in list(allocator._used)])
@@ -139,7 +139,7 @@ def test_when_all_is_freed_only_whole_segments_are_left(events: list[tuple[int, 
 
 @settings(max_examples=40, deadline=None)
 @given(sequences())
-def test_what_fits_without_returning_anything_needs_no_more_than_it_takes(events: list[tuple[int, int]]) -> None:
+def test_a_capacity_equal_to_the_peak_without_a_limit_suffices(events: list[tuple[int, int]]) -> None:
     endless = CachingAllocator()
     endless.replay(events)
     card = CachingAllocator(capacity=endless.peak_reserved)
@@ -147,8 +147,8 @@ def test_what_fits_without_returning_anything_needs_no_more_than_it_takes(events
     assert card.peak_reserved == endless.peak_reserved
 
 
-def test_a_long_sequence() -> None:
-    """A hundred thousand events: the replay of a deep network must stay a matter of a second."""
+def test_a_long_sequence_is_replayed() -> None:
+    """About a hundred thousand events, as in a deep network."""
     allocator = CachingAllocator()
     names = range(50_000)
     events = [event for i in names for event in ((i, rounded(1 + i * 7919 % (3 * MIB))), (i - 40, 0))[: 1 + (i >= 40)]]

@@ -32,13 +32,13 @@ def other(value):
     ("line", "branch"),
     [(4, 6), (5, None), (6, 6), (10, 9), (13, 13), (14, 15), (15, 15), (20, 19), (3, None)],
 )
-def test_the_branch_that_a_value_decides(tmp_path: Path, line: int, branch: int | None) -> None:
+def test_the_branch_that_a_line_decides_is_found(tmp_path: Path, line: int, branch: int | None) -> None:
     (tmp_path / "train.py").write_text(TEXT)
     file = str(tmp_path / "train.py")
     assert decided_by(Line(file, line)) == (branch and Line(file, branch))
 
 
-def test_a_file_that_cannot_be_read_decides_nothing(tmp_path: Path) -> None:
+def test_a_missing_or_broken_file_decides_no_branch(tmp_path: Path) -> None:
     assert decided_by(Line(str(tmp_path / "nothing.py"), 1)) is None
     (tmp_path / "broken.py").write_text("if (")
     assert decided_by(Line(str(tmp_path / "broken.py"), 1)) is None

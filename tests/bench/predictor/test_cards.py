@@ -1,4 +1,4 @@
-"""Cards by name: the table and its lookup."""
+"""The table of cards, and finding a card by its name."""
 
 import re
 
@@ -28,7 +28,7 @@ from ppdm_bench.predictor.target import GIB, Target
         ("A6000", "RTX A6000"),
     ],
 )
-def test_a_card_is_found_by_what_people_call_it(asked: str, name: str) -> None:
+def test_a_card_is_found_by_its_common_names(asked: str, name: str) -> None:
     assert find_card(asked).name == name
 
 
@@ -57,7 +57,7 @@ def test_an_unknown_or_ambiguous_name_lists_the_candidates(asked: str, words: st
         find_card(asked)
 
 
-def test_a_target_of_a_card_takes_other_fields_too() -> None:
+def test_the_target_of_a_card_accepts_further_fields() -> None:
     assert find_card("T4").target(torch="2.8.0") == Target(
         torch="2.8.0", capacity=round(14.56 * GIB), compute_capability=(7, 5), gpu="T4"
     )

@@ -1,4 +1,4 @@
-"""Code as others write it: classes of tensors, files, schedules, and calls that only a machine with CUDA has."""
+"""Code of users: tensor subclasses, modules on meta, schedules, calls of torch.cuda, and code that is refused."""
 
 import copy
 import random
@@ -35,16 +35,16 @@ def assert_same(build: Callable[[], Any], step: Callable[[Any], Any]) -> None:
     assert predict_peak(build, step, target=HOPPER).peak_allocated > 0
 
 
-# --- classes of tensors
+# --- tensor subclasses
 
 
 class Named(Tensor):
-    """A tensor of a class of the code's."""
+    """A tensor subclass that the user defines."""
 
     name = "a"
 
 
-def test_a_tensor_of_the_codes_own_class_keeps_its_class() -> None:
+def test_a_tensor_subclass_keeps_its_class() -> None:
     def step(net: nn.Module) -> None:
         x = torch.randn(1, 1, 8, 8, 8).as_subclass(Named)
         assert isinstance(x, Named)
@@ -58,7 +58,7 @@ def test_a_tensor_of_the_codes_own_class_keeps_its_class() -> None:
     assert_same(conv, step)
 
 
-def test_tensors_with_metadata() -> None:
+def test_tensors_with_metadata_keep_their_class_and_metadata() -> None:
     def step(net: nn.Module) -> None:
         x = MetaTensor(torch.randn(1, 1, 8, 8, 8), affine=torch.eye(4) * 2)
         assert x.affine[0, 0].item() == 2
@@ -69,7 +69,7 @@ def test_tensors_with_metadata() -> None:
     assert_same(conv, step)
 
 
-def test_a_data_set_of_tensors_with_metadata() -> None:
+def test_a_data_set_of_tensors_with_metadata_is_predicted_to_the_byte() -> None:
     volumes = [MetaTensor(torch.rand(1, 8, 8, 8)) for _ in range(3)]
 
     def step(net: nn.Module) -> None:
@@ -83,8 +83,8 @@ def test_a_data_set_of_tensors_with_metadata() -> None:
     assert moved.peak_allocated > 0
 
 
-def test_layers_of_volumes_with_metadata() -> None:
-    volumes = [MetaTensor(torch.rand(1, 48, 48, 48)) for _ in range(2)]  # their convolution is one of oneDNN
+def test_layers_on_tensors_with_metadata_are_predicted_to_the_byte() -> None:
+    volumes = [MetaTensor(torch.rand(1, 48, 48, 48)) for _ in range(2)]  # oneDNN computes their convolution
 
     def step(net: nn.Module) -> None:
         for x in DataLoader(volumes, batch_size=2):  # type: ignore[arg-type]
@@ -95,17 +95,17 @@ def test_layers_of_volumes_with_metadata() -> None:
     assert_same(layers, step)
 
 
-def test_real_tensors_are_copied_deep() -> None:
+def test_a_deep_copy_of_a_real_tensor_is_counted_and_the_original_is_unchanged() -> None:
     x = {"x": torch.ones(300, 300)}
     step: Callable[[Any], Any] = lambda _: copy.deepcopy(x)["x"].add_(1)  # noqa: E731
     assert predict_peak(lambda: None, step, target="cpu").peak_allocated >= 360_000
     assert x["x"].max() == 1
 
 
-# --- modules that were on meta
+# --- modules on the meta device
 
 
-def test_a_network_made_on_meta_takes_memory_once_it_leaves() -> None:
+def test_a_network_on_meta_takes_memory_only_after_it_moves_to_another_device() -> None:
     def built(device: str) -> nn.Module:
         with torch.device("meta"):
             net = nn.Linear(200, 200)
@@ -123,7 +123,7 @@ def test_a_network_made_on_meta_takes_memory_once_it_leaves() -> None:
     assert allocated == 160_256 + 1024  # 200·200 and 200 values of 4 bytes, in blocks of 512
 
 
-# --- functions of PyTorch that make tensors on the device of their input
+# --- functions that create tensors on the device of their input
 
 
 FUNCTIONS: dict[str, tuple[Callable[[], nn.Module], Callable[[Any], Tensor]]] = {
@@ -150,7 +150,7 @@ FUNCTIONS: dict[str, tuple[Callable[[], nn.Module], Callable[[Any], Tensor]]] = 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_functions_that_make_tensors_on_the_device_of_their_input(name: str) -> None:
+def test_functions_create_tensors_on_the_device_of_their_input(name: str) -> None:
     build, forward = FUNCTIONS[name]
 
     def step(net: nn.Module) -> None:
@@ -160,7 +160,7 @@ def test_functions_that_make_tensors_on_the_device_of_their_input(name: str) -> 
     assert_same(build, step)
 
 
-# --- what is put back
+# --- restored state
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_functions_that_make_tensors_on_the_device_of_their_input(name: str) -> 
         ),
     ],
 )
-def test_schedules_and_generators_are_put_back(schedule: Callable[[Any], Any]) -> None:
+def test_schedules_and_random_generators_are_restored(schedule: Callable[[Any], Any]) -> None:
     net = nn.Linear(3, 3)
     optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
     rates = schedule(optimizer)
@@ -197,7 +197,7 @@ def test_schedules_and_generators_are_put_back(schedule: Callable[[Any], Any]) -
     assert after == before
 
 
-def test_script_modules_may_be_alive() -> None:
+def test_a_script_module_can_exist_during_a_prediction() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         judge = torch.jit.script(nn.Sequential(nn.Linear(3, 3), nn.ReLU()))
@@ -205,11 +205,11 @@ def test_script_modules_may_be_alive() -> None:
     assert judge(torch.ones(1, 3)).shape == (1, 3)
 
 
-# --- what is refused, in words
+# --- refused code
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's own
-def test_forward_mode_is_refused_in_words() -> None:
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised by PyTorch itself
+def test_forward_mode_differentiation_is_refused() -> None:
     def step(net: nn.Module) -> None:
         x = torch.randn(2, 4, 8, 8, 8)
         torch.func.jvp(net, (x,), (torch.ones_like(x),))
@@ -218,14 +218,14 @@ def test_forward_mode_is_refused_in_words() -> None:
         predict_peak(lambda: nn.GroupNorm(2, 4), step, target="cpu")
 
 
-def test_another_device_is_refused_in_words() -> None:
+def test_another_cuda_device_is_refused() -> None:
     for name in (lambda: torch.zeros(2).to("cuda:1"), lambda: torch.zeros(2, device="cuda:3"), lambda: conv().cuda(1)):
         with pytest.raises(PredictionError, match=r"cuda:0, and the code uses cuda:\d"):
             once(name)
 
 
 @pytest.mark.parametrize("name", ["CUDAGraph", "graph", "make_graphed_callables"])
-def test_graphs_of_cuda_are_refused_in_words(name: str) -> None:
+def test_cuda_graphs_are_refused(name: str) -> None:
     with pytest.raises(PredictionError, match=f"torch.cuda.{name} allocates memory"):
         once(lambda: getattr(torch.cuda, name)())
 
@@ -233,7 +233,7 @@ def test_graphs_of_cuda_are_refused_in_words(name: str) -> None:
 # --- the rest of torch.cuda
 
 
-def test_calls_of_torch_cuda() -> None:
+def test_counters_properties_and_tensor_types_of_torch_cuda_work() -> None:
     def step() -> None:
         cuda: Any = torch.cuda
         x = torch.ones(1000, device="cuda")
@@ -282,7 +282,7 @@ SURFACE: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("name", SURFACE)
-def test_more_of_torch_cuda(name: str) -> None:
+def test_further_functions_of_torch_cuda_work(name: str) -> None:
     answers: list[Any] = []
 
     def step() -> None:
@@ -295,12 +295,12 @@ def test_more_of_torch_cuda(name: str) -> None:
     assert answers == [True]
 
 
-def test_pools_of_memory_are_refused_in_words() -> None:
+def test_memory_pools_are_refused() -> None:
     with pytest.raises(PredictionError, match=r"torch\.cuda\.use_mem_pool allocates memory"):
         once(lambda: torch.cuda.use_mem_pool(None))
 
 
-# --- more that is refused, in words
+# --- custom operators, and more refused code
 
 
 @torch.library.custom_op("predicted::twice", mutates_args=())
@@ -308,7 +308,7 @@ def twice(x: Tensor) -> Tensor:
     return x.sin() * 2
 
 
-def test_custom_operators_without_a_fake_are_followed() -> None:
+def test_a_custom_operator_without_a_fake_kernel_is_predicted_to_the_byte() -> None:
     assert_same(lambda: nn.Linear(90, 90), lambda net: twice(net(torch.randn(9, 90))))
 
 
@@ -322,7 +322,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
 
 @pytest.mark.parametrize("name", REFUSED)
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
-def test_what_depends_on_data_is_refused_in_words(name: str) -> None:
+def test_nested_tensors_lazy_modules_and_lbfgs_are_refused(name: str) -> None:
     make, words = REFUSED[name]
     with pytest.raises(PredictionError, match=words):
         once(make)

@@ -1,4 +1,4 @@
-"""Buffers of convolutions on CUDA: sizes computed by hand, and which way a convolution goes."""
+"""Buffers of convolutions on CUDA: sizes computed by hand, and whether cuDNN computes the convolution."""
 
 from typing import Any
 
@@ -16,12 +16,12 @@ AMPERE = Target(torch="2.8.0", cudnn=(9, 10), compute_capability=(8, 0))
 TURING = Target(torch="2.8.0", cudnn=(9, 10), compute_capability=(7, 5))
 LEAVES = Target(torch="2.9.1", cudnn=(9, 10), compute_capability=(8, 0))
 
-# Input (2, 4, 8, 8, 8) and weight (8, 4, 3, 3, 3), output (2, 8, 8, 8, 8): elements of each.
+# Number of elements of the input (2, 4, 8, 8, 8), weight (8, 4, 3, 3, 3) and output (2, 8, 8, 8, 8).
 X, W, Y = 2 * 4 * 8**3, 8 * 4 * 27, 2 * 8 * 8**3
 
 
 def peak(target: Target, backward: bool = False, **layer: Any) -> Peak:
-    """One convolution: `layer` may change its dimensions, dtype, channels, kernel, groups, layout and transposition."""
+    """Predict one convolution; `layer` changes dimensions, dtype, channels, kernel, groups, layout or transposition."""
     o = {"dims": 3, "dtype": torch.bfloat16, "c_in": 4, "c_out": 8, "kernel": 3, "groups": 1, "last": "", "t": False}
     o |= layer
     kind = getattr(nn, f"Conv{'Transpose' if o['t'] else ''}{o['dims']}d")
@@ -45,7 +45,7 @@ def last(dims: int) -> torch.memory_format:
 
 
 def buffers(found: Peak, name: str) -> list[Block]:
-    """The buffers of a rule, in order."""
+    """Return the buffers of a rule, in order."""
     assert found.timeline is not None
     return [block for block in found.timeline.blocks if block.name == name]
 
@@ -55,25 +55,25 @@ def bases(found: Peak) -> list[str]:
 
 
 def requested(elements: int, bytes_each: int = 2) -> int:
-    """Bytes of a request, rounded as the allocator does."""
+    """Return the bytes of a request, rounded up as by the allocator."""
     return -(-elements * bytes_each // 512) * 512
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_the_forward_pass_takes_the_size_of_input_weight_and_output(dtype: torch.dtype) -> None:
+def test_the_workspace_of_the_forward_pass_is_as_large_as_input_weight_and_output(dtype: torch.dtype) -> None:
     (copies,) = buffers(peak(AMPERE, dtype=dtype), CHANNELS_LAST_COPIES)
     assert (copies.size, copies.basis, copies.kind) == (requested(X + W + Y, dtype.itemsize), "proven", "workspace")
 
 
 @pytest.mark.slow
-def test_the_backward_pass_takes_one_workspace_after_the_other_and_says_that_it_is_assumed() -> None:
+def test_the_backward_pass_uses_one_assumed_workspace_after_the_other() -> None:
     found = peak(AMPERE, backward=True, dtype=torch.float32)
     forward, of_input, of_weight = buffers(found, CHANNELS_LAST_COPIES)
-    # That of the input's gradient is freed before the weight's gradient is made, which the trace has seen by then.
+    # The first is freed before cuDNN allocates the weight's gradient, which the trace already counts: subtract W.
     assert (of_input.size, of_weight.size) == (requested(X + Y, 4), requested(X + W + Y, 4))
     assert (forward.basis, of_input.basis, of_weight.basis) == ("proven", "assumed", "assumed")
-    assert found.assumed == of_weight.size  # of those, the peak is at the last
+    assert found.assumed == of_weight.size  # the peak is at the last workspace
 
 
 @pytest.mark.slow
@@ -89,7 +89,7 @@ def test_the_backward_pass_takes_one_workspace_after_the_other_and_says_that_it_
         ({"kernel": 1}, ["assumed"]),
         ({"groups": 2}, ["assumed"]),
         ({"t": True}, ["assumed"]),
-        ({"c_in": 8, "groups": 8}, []),  # depthwise: kernels of PyTorch's own
+        ({"c_in": 8, "groups": 8}, []),  # depthwise: PyTorch's own kernels
         ({"dtype": torch.float64}, []),
         ({"last": "xw"}, []),
         ({"last": "x"}, []),
@@ -98,25 +98,25 @@ def test_the_backward_pass_takes_one_workspace_after_the_other_and_says_that_it_
     ],
     ids=str,
 )
-def test_what_the_copies_rest_on(change: dict[str, Any], expected: list[str]) -> None:
+def test_the_basis_of_the_copies_depends_on_the_layer(change: dict[str, Any], expected: list[str]) -> None:
     assert bases(peak(AMPERE, **change)) == expected
 
 
-def test_kernels_of_one_voxel_are_shown_without_copies_on_one_card_alone() -> None:
+def test_kernels_of_one_voxel_need_no_copies_on_compute_capability_8_9() -> None:
     assert bases(peak(Target(torch="2.8.0", compute_capability=(8, 9)), kernel=1)) == []
     assert bases(peak(Target(torch="2.8.0", compute_capability=(8, 9)), kernel=3)) == ["proven"]
 
 
-def test_three_channels_are_assumed_in_the_backward_pass() -> None:
+def test_copies_for_three_channels_are_assumed_in_the_backward_pass() -> None:
     assert bases(peak(AMPERE, backward=True, c_in=3)) == ["assumed", "assumed"]
 
 
-def test_before_ampere_there_is_no_tf32_and_the_rest_is_assumed() -> None:
+def test_before_ampere_fp32_needs_no_copies_and_those_of_fp16_are_assumed() -> None:
     assert bases(peak(TURING, dtype=torch.float32)) == []
     assert bases(peak(TURING, dtype=torch.float16)) == ["assumed"]
 
 
-def test_without_tf32_fp32_takes_no_copies() -> None:
+def test_without_tf32_fp32_needs_no_copies() -> None:
     assert bases(peak(Target(torch="2.8.0", tf32=False), dtype=torch.float32)) == []
     assert bases(peak(Target(torch="2.8.0", tf32=False), dtype=torch.float16)) == ["proven"]
     before = torch.backends.cudnn.allow_tf32
@@ -129,14 +129,14 @@ def test_without_tf32_fp32_takes_no_copies() -> None:
 
 
 @pytest.mark.parametrize("missing", ["x", "w"])
-def test_a_layout_that_is_not_the_other_s_is_copied(missing: str) -> None:
-    """PyTorch works channels-last if one of them is, and copies the other."""
+def test_an_input_or_weight_in_another_layout_is_copied(missing: str) -> None:
+    """PyTorch uses channels-last if the input or the weight is channels-last, and copies the other."""
     (copy,) = buffers(peak(AMPERE, last="xw".replace(missing, "")), LAYOUT_COPIES)
     assert (copy.size, copy.basis) == (requested({"x": X, "w": W}[missing]), "proven")
 
 
 def test_an_expanded_gradient_is_copied() -> None:
-    """That of a mean or a sum is one number, and cuDNN wants all of them."""
+    """The gradient of a mean or a sum is one expanded number, and cuDNN needs all elements in memory."""
 
     def step(layer: nn.Module) -> None:
         layer(torch.randn(2, 4, 8, 8, 8)).sum().backward()
@@ -147,22 +147,22 @@ def test_an_expanded_gradient_is_copied() -> None:
 
 
 @pytest.mark.parametrize("last", ["", "xw"])
-def test_half_precision_in_3d_leaves_a_cudnn_that_is_wrong_but_not_channels_last(last: str) -> None:
+def test_half_precision_in_3d_avoids_a_faulty_cudnn_except_for_channels_last(last: str) -> None:
     found = peak(LEAVES, last=last)
     columns = [block.size for block in buffers(found, COLUMNS)]
     assert columns == ([] if last else [requested(4 * 27 * 8**3)])
     assert bases(found) == []
 
 
-def test_one_voxel_stays_with_cudnn() -> None:
+def test_kernels_of_one_voxel_use_even_a_faulty_cudnn() -> None:
     found = peak(LEAVES, kernel=1)
     assert not buffers(found, COLUMNS)
     assert bases(found) == ["assumed"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_above_2_to_the_31_elements_an_old_cudnn_is_left_in_every_dtype(dtype: torch.dtype) -> None:
-    """pytorch#95024: out of memory at 108.21 GiB, which is the size of the columns in half precision."""
+def test_above_2_to_the_31_elements_an_old_cudnn_is_not_used_in_any_dtype(dtype: torch.dtype) -> None:
+    """pytorch#95024 reports out of memory at 108.21 GiB, which is the size of the columns in half precision."""
 
     def step(layer: nn.Module) -> None:
         layer(torch.randn(1, 64, 362, 370, 251, dtype=dtype))
@@ -179,7 +179,7 @@ def test_above_2_to_the_31_elements_an_old_cudnn_is_left_in_every_dtype(dtype: t
 
 
 @pytest.mark.parametrize(("torch_release", "basis"), [("1.13.1", "proven"), ("1.9.0", "assumed")])
-def test_a_version_that_is_not_known_makes_what_depends_on_it_assumed(torch_release: str, basis: str) -> None:
+def test_columns_are_assumed_if_the_cudnn_version_is_unknown(torch_release: str, basis: str) -> None:
     def step(layer: nn.Module) -> None:
         layer(torch.randn(1, 64, 362, 370, 251, dtype=torch.float16))
 
@@ -190,7 +190,7 @@ def test_a_version_that_is_not_known_makes_what_depends_on_it_assumed(torch_rele
     assert [block.basis for block in buffers(found, COLUMNS)] == [basis]
 
 
-def test_without_cudnn_every_convolution_goes_through_columns() -> None:
+def test_without_cudnn_a_convolution_uses_columns() -> None:
     def step(layer: nn.Module) -> None:
         with torch.backends.cudnn.flags(enabled=False):
             layer(torch.randn(2, 4, 8, 8, 8))
@@ -199,8 +199,8 @@ def test_without_cudnn_every_convolution_goes_through_columns() -> None:
     assert [block.size for block in buffers(found, COLUMNS)] == [requested(4 * 27 * 8**3, 4)]
 
 
-def test_one_channel_keeps_the_layout_of_the_network() -> None:
-    """A tensor of one channel is contiguous in both layouts; its strides say which was meant, as in PyTorch."""
+def test_an_input_of_one_channel_keeps_the_layout_of_the_network() -> None:
+    """A tensor of one channel is contiguous in both layouts; its strides decide, as in PyTorch."""
 
     def build() -> nn.Module:
         layers = nn.Sequential(nn.Conv3d(1, 8, 3, padding=1), nn.Conv3d(8, 8, 3, padding=1))
@@ -214,8 +214,8 @@ def test_one_channel_keeps_the_layout_of_the_network() -> None:
     assert not buffers(found, CHANNELS_LAST_COPIES)
 
 
-def test_the_result_has_the_layout_that_cudnn_gives() -> None:
-    """On the CPU a small fp32 convolution is contiguous whatever its input; on CUDA the next one sees channels-last."""
+def test_the_result_has_the_memory_layout_of_cudnn() -> None:
+    """For a channels-last input, the result of a small fp32 convolution is contiguous on the CPU, but not on CUDA."""
     layouts: list[bool] = []
 
     def step(_: Any) -> None:
@@ -227,7 +227,7 @@ def test_the_result_has_the_layout_that_cudnn_gives() -> None:
 
 
 def test_a_counter_counts_the_block_and_not_the_request() -> None:
-    """A request of 9.5 MiB gets a segment of 20 MiB, split; one of 19.5 MiB from it keeps the last half MiB."""
+    """9.5 MiB take part of a segment of 20 MiB; 19.5 MiB then take all of it, as half a MiB is not split off."""
     mib = 2**20
 
     def step(_: Any) -> Tensor:
@@ -255,12 +255,12 @@ def test_a_counter_counts_the_block_and_not_the_request() -> None:
         ({"tf32": "yes"}, "tf32 must be"),
     ],
 )
-def test_a_target_that_is_none_is_refused_in_a_sentence(fields: dict[str, Any], message: str) -> None:
+def test_an_invalid_target_is_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Target(**fields)
 
 
-def test_an_unstated_cudnn_is_that_of_the_release_or_of_the_oldest_that_is_known() -> None:
+def test_the_default_cudnn_is_that_of_the_release_or_of_the_nearest_known_one() -> None:
     assert Target(torch="2.7.1").cudnn_version == (9, 5)
     assert Target(torch="2.10.0").cudnn_version == (9, 10)
     assert Target(torch="2.99.0").cudnn_version >= (9, 24)

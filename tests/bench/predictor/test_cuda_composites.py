@@ -1,4 +1,4 @@
-"""What CUDA composes otherwise than the CPU: what is alive after the forward pass, computed by hand."""
+"""Operators that CUDA decomposes differently from the CPU; live memory is computed by hand."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ N = MIB  # elements
 
 
 def kept(function: Callable[[Tensor], Tensor], dtype: torch.dtype, x: Callable[[], Tensor] | None = None) -> int:
-    """Bytes that are alive after a forward pass beyond its input."""
+    """Return the bytes that are live after a forward pass, without its input."""
     found: list[int] = []
 
     def step(_: None) -> None:
@@ -30,13 +30,13 @@ def kept(function: Callable[[Tensor], Tensor], dtype: torch.dtype, x: Callable[[
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_dropout_keeps_its_result_and_a_mask_of_booleans(dtype: torch.dtype) -> None:
+def test_dropout_keeps_its_result_and_a_boolean_mask(dtype: torch.dtype) -> None:
     assert kept(nn.Dropout(0.1), dtype) == N * dtype.itemsize + N
     assert kept(nn.Dropout(0.1).eval(), dtype) == 0
     assert kept(nn.Dropout(0.0), dtype) == 0
 
 
-def test_group_normalisation_keeps_a_contiguous_copy_and_gives_one() -> None:
+def test_group_normalisation_copies_its_input_and_returns_a_contiguous_result() -> None:
     layouts: list[bool] = []
 
     def norm(x: Tensor) -> Tensor:
@@ -47,14 +47,14 @@ def test_group_normalisation_keeps_a_contiguous_copy_and_gives_one() -> None:
     def last() -> Tensor:
         return torch.randn(1, 4, 64, 64, 64).to(memory_format=torch.channels_last_3d)
 
-    small = 2 * 512  # mean and deviation of a group
+    small = 2 * 512  # means and deviations of the groups
     assert kept(norm, torch.float32, last) == 2 * N * 4 + small
     assert kept(norm, torch.float32, lambda: torch.randn(1, 4, 64, 64, 64)) == N * 4 + small
     assert layouts == [True, True]
 
 
 @pytest.mark.parametrize("function", [F.softmax, F.log_softmax])
-def test_softmax_goes_from_fp16_to_fp32_without_a_copy_of_its_input(function: Callable[..., Tensor]) -> None:
+def test_softmax_to_fp32_copies_a_bf16_input_but_not_an_fp16_input(function: Callable[..., Tensor]) -> None:
     def run(x: Tensor) -> Tensor:
         return function(x, dim=-1, dtype=torch.float32)
 
@@ -67,8 +67,8 @@ def test_softmax_goes_from_fp16_to_fp32_without_a_copy_of_its_input(function: Ca
     assert peak(torch.bfloat16) == 8 * N
 
 
-def test_a_transformer_s_attention_writes_no_weights_down() -> None:
-    """PyTorch's own module calls the fused kernel from Python code of PyTorch's."""
+def test_a_transformer_layer_allocates_no_attention_matrix() -> None:
+    """PyTorch's module calls the fused kernel from PyTorch's own Python code."""
     layer = nn.TransformerEncoderLayer(64, 1, 64, dropout=0.0, batch_first=True)
     length = 4096
 

@@ -1,4 +1,4 @@
-"""The functions that scripts call at their top: each works without CUDA, or is refused in one sentence."""
+"""Functions of CUDA that scripts call: each works without CUDA, or is refused with a message."""
 
 import inspect
 import os
@@ -19,7 +19,7 @@ MODULES = [torch.cuda, torch.cuda.memory, torch.cuda.random, torch.cuda.amp, tor
 MODULES += [torch.cuda.nccl, torch.cuda.comm, torch.cuda.tunable, torch.backends.cuda, torch.backends.cudnn]
 MODULES += [torch.accelerator]
 
-# What no training script calls, and what takes values that only other functions give.
+# Functions that no training script calls, or whose arguments only other functions return.
 LEFT_OUT = {
     "CudaError",
     "cudart",
@@ -37,7 +37,7 @@ REFUSED = "allocates memory that|only a build with CUDA has|covers one device"
 
 
 def arguments(function: Callable[..., Any]) -> list[Any]:
-    """A plausible value for each argument that a function needs."""
+    """Return a plausible value for each required argument of a function."""
     x = torch.zeros(2, device="cuda")
     known = {"enabled": True, "fraction": 0.5, "tensor": x, "obj": x, "msg": "here", "devices": [0], "device": 0}
     known |= {"new_state": torch.zeros(16, dtype=torch.uint8), "inputs": [x], "outputs": [x], "tensors": [x]}
@@ -73,7 +73,7 @@ def outcome(call: Callable[[], Any]) -> str:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_every_function_of_cuda_works_or_is_refused_in_words() -> None:
+def test_every_function_of_cuda_works_or_is_refused_with_a_message() -> None:
     def call(name: str) -> Callable[[], Any]:
         def run() -> None:
             module, _, function = name.rpartition(".")
@@ -127,20 +127,20 @@ DEFAULTS: dict[str, Callable[[], None]] = {
 
 @pytest.mark.filterwarnings("ignore:torch.set_default_tensor_type")
 @pytest.mark.parametrize("name", DEFAULTS)
-def test_tensors_are_on_the_default_device(name: str) -> None:
+def test_tensors_are_created_on_the_default_device(name: str) -> None:
     from ppdm_bench.predictor.peak import predicting
 
-    with predicting(HOPPER, home="host") as trace:  # as a script
+    with predicting(HOPPER, home="host") as trace:  # as in a script
         DEFAULTS[name]()
     weights = 100 * 100 * 4
     assert trace.timeline.peak()[1] > 4 * weights
-    assert trace.timeline.host_peak(everywhere=False) < 2048  # numbers of steps, which Adam keeps on the host
+    assert trace.timeline.host_peak(everywhere=False) < 2048  # Adam keeps its step counters on the host
     assert (torch.get_default_device().type, torch.get_default_dtype()) == ("cpu", torch.float32)
     assert torch.zeros(2).device.type == "cpu"
 
 
 @pytest.mark.filterwarnings("ignore:torch.set_default_tensor_type")
-def test_a_default_type_changes_the_type_too() -> None:
+def test_a_default_tensor_type_also_sets_the_dtype() -> None:
     def step(_: Any) -> None:
         torch.set_default_tensor_type(torch.cuda.HalfTensor)
         assert torch.randn(3).dtype is torch.float16
@@ -151,7 +151,7 @@ def test_a_default_type_changes_the_type_too() -> None:
     assert torch.get_default_dtype() is torch.float32
 
 
-def test_what_scripts_ask_at_their_top() -> None:
+def test_functions_that_scripts_call_at_their_start_work_or_are_refused() -> None:
     def top() -> None:
         assert torch.cuda.nccl.version() >= (2, 10)
         assert torch.distributed.is_nccl_available()
@@ -169,7 +169,7 @@ def test_what_scripts_ask_at_their_top() -> None:
 
 
 @pytest.mark.parametrize("hook", ["fp16_compress_hook", "bf16_compress_hook", "allreduce_hook"])
-def test_hooks_that_compress_gradients(hook: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_communication_hooks_of_distributed_data_parallel_work(hook: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
     from torch.nn.parallel import DistributedDataParallel
 

@@ -1,4 +1,4 @@
-"""CUDA's world without CUDA: devices, autocast, the driver's functions, and the rules of its kernels."""
+"""A simulated CUDA device: devices of tensors, autocast, functions of torch.cuda, and rules for kernels."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +16,7 @@ from ppdm_bench.predictor.target import GIB, MIB, Target
 
 HOPPER = Target(torch="2.11.0", capacity=80 * GIB)
 AMPERE = Target(torch="2.10.0", compute_capability=(8, 0))
-WORKSPACE = 32 * MIB  # of cuBLAS on Hopper
+WORKSPACE = 32 * MIB  # workspace of cuBLAS on Hopper
 
 
 def once(step: Callable[[], Any], target: Target = HOPPER) -> Peak:
@@ -48,14 +48,14 @@ WAYS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
-def test_every_way_to_name_the_device_is_the_same(way: str) -> None:
+def test_every_way_to_name_the_device_gives_the_same_peak(way: str) -> None:
     silent = train(mlp, lambda: torch.randn(9, 50))
     named = train(*WAYS[way])
     assert named.peak_allocated == silent.peak_allocated
     assert named.breakdown == silent.breakdown
 
 
-def test_the_default_device_may_be_cuda() -> None:
+def test_the_default_device_can_be_cuda() -> None:
     silent = train(mlp, lambda: torch.randn(9, 50)).peak_allocated
     with torch.device("cuda"):
         assert train(mlp, lambda: torch.randn(9, 50)).peak_allocated == silent
@@ -68,7 +68,7 @@ def test_the_default_device_may_be_cuda() -> None:
     once(inside)
 
 
-def test_what_tensors_say_of_their_device() -> None:
+def test_tensors_report_the_device_that_the_code_chose() -> None:
     def ask() -> None:
         x = torch.randn(3, device="cuda")
         assert x.is_cuda
@@ -109,12 +109,12 @@ def test_volumes_of_a_data_set_count_one_at_a_time(prepare: Any, move: Any) -> N
     assert once(step).peak_allocated == 256_000
 
 
-def test_data_that_is_used_where_it_lies_counts() -> None:
+def test_data_that_is_used_without_a_move_counts() -> None:
     volume = torch.ones(64, 1000)
     assert once(lambda: volume * 2).peak_allocated == 2 * 256_000
 
 
-def test_a_network_of_before_moves_and_comes_back() -> None:
+def test_an_existing_network_can_be_moved_and_is_restored() -> None:
     net = mlp()
     inside = train(lambda: mlp().cuda(), lambda: torch.randn(9, 50, device="cuda"))
     assert train(lambda: net.cuda(), lambda: torch.randn(9, 50, device="cuda")).breakdown == inside.breakdown
@@ -143,12 +143,12 @@ MOVED: dict[str, tuple[Callable[[nn.Module], Any], int]] = {
 
 
 @pytest.mark.parametrize("way", MOVED)
-def test_a_network_of_before_counts_whole_from_when_it_is_moved(way: str) -> None:
-    """Its first layer alone is used: the others count because they lie on the device."""
+def test_an_existing_network_counts_as_a_whole_once_it_is_moved(way: str) -> None:
+    """Only the first layer is used; the others count because they are on the device."""
     move, size = MOVED[way]
     net = stack()
-    net[7].weight = net[0].weight  # one tensor in two modules: 7 layers in all
-    net[1].register_buffer("b", torch.zeros(256, 256))  # makes it 8
+    net[7].weight = net[0].weight  # two modules share one tensor: memory of 7 layers
+    net[1].register_buffer("b", torch.zeros(256, 256))  # as large as a layer: memory of 8 layers
     allocated: list[int] = []
 
     def build() -> None:
@@ -170,7 +170,7 @@ def test_a_network_of_before_counts_whole_from_when_it_is_moved(way: str) -> Non
 
 
 @pytest.mark.parametrize("convert", [nn.Module.half, nn.Module.double, lambda net: net.to("cpu", torch.bfloat16)])
-def test_a_network_of_before_is_converted_as_it_is_measured(convert: Callable[[nn.Module], Any]) -> None:
+def test_the_conversion_of_an_existing_network_is_predicted_to_the_byte(convert: Callable[[nn.Module], Any]) -> None:
     def made() -> tuple[Callable[[], Any], Callable[[Any], None]]:
         net = stack(3)
         net[2].weight = net[0].weight
@@ -187,7 +187,7 @@ def test_a_network_of_before_is_converted_as_it_is_measured(convert: Callable[[n
     assert (predicted.iterations, predicted.breakdown) == (measured.iterations, measured.breakdown)
 
 
-def test_an_optimizer_made_before_a_network_is_converted_holds_its_parameters() -> None:
+def test_an_optimizer_keeps_the_parameters_of_a_network_that_is_converted_later() -> None:
     def build() -> Any:
         net = mlp()
         optimiser = torch.optim.AdamW(net.parameters())
@@ -203,10 +203,10 @@ def test_an_optimizer_made_before_a_network_is_converted_holds_its_parameters() 
     predict_peak(build, step, target=HOPPER)
 
 
-# --- the driver
+# --- functions of torch.cuda
 
 
-def test_the_functions_of_torch_cuda() -> None:
+def test_functions_of_torch_cuda_work_without_a_gpu() -> None:
     def ask() -> None:
         assert torch.cuda.is_available()
         assert (torch.cuda.device_count(), torch.cuda.current_device()) == (1, 0)
@@ -229,7 +229,7 @@ def test_the_functions_of_torch_cuda() -> None:
     once(ask)
 
 
-def test_counters_of_memory_count() -> None:
+def test_memory_counters_follow_the_allocations() -> None:
     def ask() -> None:
         x = torch.ones(MIB, dtype=torch.uint8, device="cuda")
         assert torch.cuda.memory_allocated() == MIB
@@ -299,8 +299,8 @@ KEPT: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize("device", ["cuda", "cpu"])
-def test_autocast_chooses_as_cuda_does(device: str) -> None:
-    """From bf16 and fp32 inputs alike: fp32 lists widen what is narrow, half lists narrow what is wide."""
+def test_autocast_selects_the_same_dtypes_as_cuda(device: str) -> None:
+    """Operators of the half list convert fp32 inputs to bf16; those of the fp32 list convert bf16 inputs to fp32."""
 
     def ask() -> None:
         x = torch.randn(8, 8)
@@ -318,7 +318,7 @@ def test_autocast_chooses_as_cuda_does(device: str) -> None:
     once(ask)
 
 
-def test_the_forms_of_autocast() -> None:
+def test_every_form_of_autocast_works() -> None:
     def ask() -> None:
         x = torch.randn(4, 4, device="cuda")
         assert not torch.is_autocast_enabled("cuda")
@@ -338,14 +338,14 @@ def test_the_forms_of_autocast() -> None:
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
-def test_recomputed_blocks_are_in_the_same_world(use_reentrant: bool) -> None:
+def test_recomputed_blocks_see_the_same_device_and_autocast(use_reentrant: bool) -> None:
     seen: list[Any] = []
 
     def block(x: Tensor) -> Tensor:
         y = F.conv3d(x, torch.ones(4, 4, 1, 1, 1, device=x.device))
         z = F.group_norm(y, 2)
         seen.append((y.dtype, z.dtype, x.device, x.is_cuda, torch.is_autocast_enabled("cuda")))
-        return z * z  # which keeps z, so that it is recomputed to its end
+        return z * z  # this keeps z, so that the whole block is recomputed
 
     def step() -> None:
         x = torch.randn(1, 4, 8, 8, 8, device="cuda", requires_grad=True)
@@ -357,7 +357,7 @@ def test_recomputed_blocks_are_in_the_same_world(use_reentrant: bool) -> None:
     assert seen == [(torch.bfloat16, torch.float32, CUDA, True, True)] * 2
 
 
-# --- rules
+# --- rules for kernels
 
 
 def columns(target: Target, dtype: torch.dtype, kernel: int, transposed: bool = False) -> int:
@@ -379,23 +379,23 @@ FAST = [Target(torch="2.8.0"), Target(torch="2.9.1", cudnn=(9, 15)), Target(torc
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", SLOW, ids=str)
-def test_slow_convolutions_take_columns(target: Target) -> None:
+def test_half_precision_convolutions_without_cudnn_use_columns(target: Target) -> None:
     # C_in · 3³ · 4³ output voxels · 2 bytes; transposed: C_out · 3³ · 9³ input voxels · 2 bytes, in blocks of 512.
     assert columns(target, torch.bfloat16, kernel=3) == 13_824
     assert columns(target, torch.float16, kernel=3, transposed=True) == 236_544
 
 
 @pytest.mark.parametrize(("dtype", "kernel"), [(torch.bfloat16, 1), (torch.float32, 3)])
-def test_but_not_in_fp32_nor_for_single_voxels(dtype: torch.dtype, kernel: int) -> None:
+def test_fp32_convolutions_and_kernels_of_one_voxel_use_no_columns(dtype: torch.dtype, kernel: int) -> None:
     assert columns(SLOW[0], dtype, kernel) == 0
 
 
 @pytest.mark.parametrize("target", FAST, ids=str)
-def test_other_versions_take_none(target: Target) -> None:
+def test_convolutions_use_no_columns_with_other_versions(target: Target) -> None:
     assert columns(target, torch.bfloat16, kernel=3) == 0
 
 
-def test_the_backward_pass_of_softmax_takes_a_product() -> None:
+def test_the_backward_pass_of_softmax_allocates_a_product() -> None:
     def step() -> None:
         torch.zeros(1000, 64, device="cuda", requires_grad=True).softmax(-1).sum().backward()
 
@@ -405,7 +405,7 @@ def test_the_backward_pass_of_softmax_takes_a_product() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("target", "size"), [(HOPPER, 32 * MIB), (AMPERE, 8_519_680)])
-def test_cublas_takes_a_workspace_a_thread_once(target: Target, size: int) -> None:
+def test_cublas_allocates_one_workspace_per_thread(target: Target, size: int) -> None:
     def taken(step: Callable[[], Any]) -> list[int]:
         timeline = once(step, target).timeline
         assert timeline is not None
@@ -421,8 +421,8 @@ def test_cublas_takes_a_workspace_a_thread_once(target: Target, size: int) -> No
 @pytest.mark.parametrize(
     ("how", "ratio"), [({}, 5), ({"foreach": True}, 5), ({"foreach": False}, 4.075), ({"fused": True}, 4)], ids=str
 )
-def test_what_adamw_takes_beside_its_parameters(how: dict[str, bool], ratio: float) -> None:
-    """Parameters, gradients, two moments; and a copy of all of them, or three of the layer at hand less the last."""
+def test_adamw_needs_four_to_five_times_the_memory_of_its_parameters(how: dict[str, bool], ratio: float) -> None:
+    """Parameters, gradients and two moments, plus one copy of all parameters or three tensors of one of 40 layers."""
 
     def build() -> Any:
         weights = [nn.Parameter(torch.zeros(512, 512, device="cuda")) for _ in range(40)]
@@ -439,7 +439,7 @@ def test_what_adamw_takes_beside_its_parameters(how: dict[str, bool], ratio: flo
     assert peak / (40 * 2**20) == pytest.approx(ratio, abs=0.001)
 
 
-def test_dropout_in_attention_writes_no_weights_down() -> None:
+def test_attention_with_dropout_allocates_no_weight_matrix() -> None:
     def attend(dropout: float) -> int:
         def step() -> None:
             q = torch.zeros(1, 1, 1024, 8, device="cuda", requires_grad=True)
@@ -450,7 +450,7 @@ def test_dropout_in_attention_writes_no_weights_down() -> None:
     assert attend(0.1) == attend(0.0) < 1024 * 1024 * 4
 
 
-def test_functions_of_cuda_are_there_where_they_are_defined_and_classes_are_in_type_hints():
+def test_cuda_functions_exist_in_their_own_modules_and_classes_in_type_hints():
     def build():
         assert torch.cuda.random.get_rng_state().dtype is torch.uint8
         assert torch.cuda.memory.memory_allocated() == 0

@@ -13,7 +13,7 @@ aten = torch.ops.aten
 
 
 class Counted:
-    """What was run in earnest."""
+    """Runs operators without the cache and counts the calls."""
 
     def __init__(self):
         self.calls = 0
@@ -31,7 +31,7 @@ def noted(monkeypatch):
         yield FakeOpCache(mode, run), run
 
 
-def test_a_new_tensor_is_made_again(noted):
+def test_a_cached_result_is_a_new_tensor_with_the_same_properties(noted):
     run, earnest = noted
     x = torch.empty(2, 3, 4, dtype=torch.bfloat16).transpose(0, 1)
     first, again = (run(aten.relu.default, (x,), {}) for _ in range(2))
@@ -50,7 +50,7 @@ def test_views_share_the_storage_of_their_own_argument(noted):
     assert earnest.calls == 1
 
 
-def test_what_is_written_in_place_is_the_argument(noted):
+def test_the_result_of_an_in_place_operator_is_its_argument(noted):
     run, earnest = noted
     for _ in range(2):
         x = torch.empty(3)
@@ -58,14 +58,14 @@ def test_what_is_written_in_place_is_the_argument(noted):
     assert earnest.calls == 1
 
 
-def test_numbers_that_are_equal_but_of_another_type_are_told_apart(noted):
+def test_equal_numbers_of_different_types_are_distinguished(noted):
     run, _ = noted
     x = torch.empty(3, dtype=torch.int64)
     assert run(aten.mul.Tensor, (x, 1), {}).dtype is torch.int64
     assert run(aten.mul.Tensor, (x, 1.0), {}).dtype is torch.float32
 
 
-def test_what_changes_a_shape_in_place_or_depends_on_data_is_run(noted):
+def test_an_operator_that_changes_a_shape_in_place_is_not_cached(noted):
     run, earnest = noted
     for calls in (1, 2):
         x = torch.empty(3, 1)
@@ -74,7 +74,7 @@ def test_what_changes_a_shape_in_place_or_depends_on_data_is_run(noted):
         assert earnest.calls == calls
 
 
-def test_constants_are_run(noted):
+def test_operators_on_constants_are_not_cached(noted):
     run, earnest = noted
     for calls in (1, 2):
         run(aten.neg.default, (torch.tensor(3.0),), {})

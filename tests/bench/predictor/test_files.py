@@ -1,4 +1,4 @@
-"""Tensors that code reads from files count from then on, until they are let go."""
+"""Tensors that code reads from files count from then on, until they are freed."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +14,7 @@ from ppdm_bench.predictor.peak import measure_peak, predict_peak
 from ppdm_bench.predictor.target import Target
 
 HOPPER = Target(torch="2.10.0")
-SIZE = 8 * 256 * 256 * 4  # of the weights
+SIZE = 8 * 256 * 256 * 4  # bytes of the weights
 
 
 def stack() -> nn.Sequential:
@@ -64,7 +64,7 @@ def step(state: Any) -> None:
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_weights_are_read_and_let_go(files: Path, name: str) -> None:
+def test_weights_read_from_a_file_are_predicted_to_the_byte(files: Path, name: str) -> None:
     def build() -> Any:
         net = stack()
         net.load_state_dict(READERS[name](files, "cpu"))
@@ -76,7 +76,7 @@ def test_weights_are_read_and_let_go(files: Path, name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", READERS)
-def test_weights_lie_where_they_were_read_to(files: Path, name: str) -> None:
+def test_weights_are_on_the_device_that_they_were_read_to(files: Path, name: str) -> None:
     allocated: list[int] = []
 
     def build() -> Any:
@@ -99,7 +99,7 @@ def test_weights_lie_where_they_were_read_to(files: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("target", ["cpu", HOPPER])
-def test_bytes_of_safetensors(files: Path, target: Any) -> None:
+def test_weights_read_from_safetensors_bytes_are_counted(files: Path, target: Any) -> None:
     def build() -> Any:
         net = stack()
         net.load_state_dict(load((files / "w.safetensors").read_bytes()))

@@ -8,7 +8,7 @@ from ppdm_bench.predictor.script.invocation import Invocation, read_command
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A current folder with a script, and a folder of commands."""
+    """The current folder, with a script and a subfolder of commands."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     (tmp_path / "bin").mkdir()
@@ -27,7 +27,7 @@ def read(*words: str) -> Invocation:
     return read_command(words)
 
 
-def test_a_script_with_its_arguments_and_the_options_of_python(folder: Path) -> None:
+def test_a_script_its_arguments_and_the_options_of_python_are_read(folder: Path) -> None:
     python = str(folder / "bin" / "python")
     assert read("python", "train.py", "--lr", "0.1") == Invocation(python, "script", "train.py", ("--lr", "0.1"))
     made = read("python", "-u", "-W", "ignore", "train.py", "-m", "x")
@@ -35,7 +35,7 @@ def test_a_script_with_its_arguments_and_the_options_of_python(folder: Path) -> 
     assert read("train.py", "a") == Invocation(sys.executable, "script", "train.py", ("a",))
 
 
-def test_modules_code_and_console_scripts(folder: Path) -> None:
+def test_modules_code_and_console_scripts_are_read(folder: Path) -> None:
     python = str(folder / "bin" / "python")
     assert read("python", "-m", "package.train", "x") == Invocation(python, "module", "package.train", ("x",))
     assert read("python", "-c", "print()", "x") == Invocation(python, "code", "print()", ("x",))
@@ -44,7 +44,7 @@ def test_modules_code_and_console_scripts(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("words", [["torchrun"], ["python", "-m", "torch.distributed.run"]])
-def test_torchrun_reads_its_own_options(words: list[str]) -> None:
+def test_the_options_of_torchrun_are_passed_on_to_it(words: list[str]) -> None:
     made = read(*words, "--nproc-per-node", "1", "train.py")
     assert (made.kind, made.arguments) == ("torchrun", ("--nproc-per-node", "1", "train.py"))
 
@@ -69,7 +69,7 @@ def test_variables_before_the_command_are_set() -> None:
         (["shell"], "not a Python program"),
     ],
 )
-def test_what_cannot_be_started_is_refused(folder: Path, words: list[str], said: str) -> None:
+def test_a_command_that_cannot_be_started_is_refused(folder: Path, words: list[str], said: str) -> None:
     command(folder / "bin" / "shell", "#!/bin/sh\n")
     with pytest.raises(ValueError, match=said.replace("no command", "not a command")):
         read(*words)

@@ -1,4 +1,4 @@
-"""What the CPU's kernels keep, operator by operator: a prediction for it is a measurement, to the byte."""
+"""Memory that CPU kernels keep, by operator: predictions equal measurements to the byte."""
 
 from collections.abc import Callable
 from itertools import pairwise, product
@@ -28,8 +28,10 @@ SHAPES = [(3, 1, 2), (1, 1, 1), (2, 2, 1), (3, 2, 3)]  # kernel, stride, batch
 @pytest.mark.parametrize(("dims", "last"), [(1, False), (2, False), (2, True), (3, False), (3, True)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("transposed", [False, True], ids=["", "transposed"])
-def test_convolutions(dims: int, transposed: bool, dtype: torch.dtype, last: bool) -> None:
-    """Networks of every width are built at once, and stepped through one by one: each has an iteration of its own."""
+def test_convolutions_have_the_predicted_peaks_and_strides(
+    dims: int, transposed: bool, dtype: torch.dtype, last: bool
+) -> None:
+    """All networks are built at once, and each iteration runs one of them."""
     layout: Any = {"memory_format": LAST[dims]} if last else {}
     cases = [*product(CHANNELS, SHAPES, [False]), *product([(4, 4, 2), (1, 4, 1)], SHAPES, [True])]
 
@@ -86,7 +88,7 @@ MODES = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, torch.enable_grad])
-def test_every_interpolation(mode: Any) -> None:
+def test_every_interpolation_is_predicted_to_the_byte(mode: Any) -> None:
     def step(state: Any) -> None:
         name, dims, options = next(state)
         with mode():
@@ -119,9 +121,9 @@ KERNELS: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KERNELS)
-def test_kernels_that_keep_more_than_their_result(name: str) -> None:
+def test_kernels_that_keep_more_than_their_result_are_predicted_to_the_byte(name: str) -> None:
     measured = measure_peak(lambda: None, lambda _: KERNELS[name](), 1).peak_allocated
-    for _ in range(2):  # the second time from notes
+    for _ in range(2):  # the second time with a filled cache
         assert predict_peak(lambda: None, lambda _: KERNELS[name](), 1, target="cpu").peak_allocated == measured
-    if "transposed" not in name:  # CUDA has another kernel for that
+    if "transposed" not in name:  # CUDA uses another kernel there
         assert predict_peak(lambda: None, lambda _: KERNELS[name](), 1).breakdown["inputs"] >= 0

@@ -1,4 +1,4 @@
-"""Values that are known: constants, what is worked out of them, and real tensors; never one that was overwritten."""
+"""Known values: constants, values computed from them, and real tensors, until unknown data overwrites them."""
 
 import math
 from collections.abc import Callable
@@ -18,14 +18,14 @@ TARGETS = ["cpu", Target(torch="2.10.0")]
 
 
 def seen(read: Callable[[], Any], target: Any = "cpu") -> Any:
-    """What code reads in a prediction."""
+    """Return what code reads in a prediction."""
     values = []
     predict_peak(lambda: None, lambda _: values.append(read()), iterations=1, target=target)
     return values[0]
 
 
 def unknown(*shape: int) -> Tensor:
-    """Data: a part of a tensor that is too large to be anything else."""
+    """Return unknown values: part of a random tensor that is too large to be sampled."""
     return torch.randn(1000)[:3] if not shape else torch.randn(*shape)
 
 
@@ -119,7 +119,7 @@ def test_constants_keep_their_values(target: Any, inference: bool) -> None:
         with torch.inference_mode(inference):
             return {name: value() for name, value in KNOWN.items() if name != "no gradient" or not inference}
 
-    for _ in range(2):  # the second time from notes
+    for _ in range(2):  # the second time with a filled cache
         assert seen(read, target) == read()
 
 
@@ -139,7 +139,7 @@ WRITES: dict[str, Callable[[Tensor], Any]] = {
 
 
 @pytest.mark.parametrize("name", WRITES)
-def test_what_data_was_written_into_is_not_known(name: str) -> None:
+def test_a_tensor_is_unknown_after_data_is_written_into_it(name: str) -> None:
     def read() -> Any:
         x = torch.tensor([5.0, 5.0, 5.0])
         view, before = x[:2], x.clone()
@@ -150,7 +150,7 @@ def test_what_data_was_written_into_is_not_known(name: str) -> None:
         assert seen(read) == ([1.0] * 3, [1.0] * 2, [5.0] * 3)
 
 
-def test_values_of_before_are_known_and_stay() -> None:
+def test_values_of_existing_tensors_are_known_and_restored() -> None:
     lengths, base = torch.tensor([5, 9]), torch.arange(6)
     part = base[2:4]
 
@@ -164,7 +164,7 @@ def test_values_of_before_are_known_and_stay() -> None:
     assert base.tolist() == [0, 1, 2, 3, 4, 5]
 
 
-def test_draws_are_plausible() -> None:
+def test_random_samples_are_plausible_and_generators_are_restored() -> None:
     def read() -> None:
         assert sorted(torch.randperm(7).tolist()) == list(range(7))
         assert 0 <= torch.rand(1).item() < 1
@@ -208,7 +208,7 @@ FINITE: dict[str, Callable[[Tensor], Any]] = {
 
 @pytest.mark.parametrize("inference", [False, True])
 @pytest.mark.parametrize("target", TARGETS, ids=["cpu", "cuda"])
-def test_data_is_taken_to_be_finite(target: Any, inference: bool) -> None:
+def test_unknown_data_counts_as_finite(target: Any, inference: bool) -> None:
     def read() -> dict[Any, bool]:
         with torch.inference_mode(inference):
             sizes = {size: torch.randn(5, size, 200)[:, 1:] for size in (5, 400)}
@@ -251,7 +251,7 @@ def test_sizes_that_depend_on_data_are_refused(target: Any) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=["cpu", "cuda"])
-def test_numbers_that_depend_on_data_may_be_logged(target: Any) -> None:
+def test_numbers_that_depend_on_data_can_be_logged(target: Any) -> None:
     def read() -> str:
         right = count().item()
         x = torch.arange(9.0)[count()] + torch.randn(3)[torch.randn(9, 3).argmax(1)].sum()
@@ -264,7 +264,7 @@ def test_numbers_that_depend_on_data_may_be_logged(target: Any) -> None:
     assert seen(read, target) == "1 0.33 2 1 1.0 1.0 True"
 
 
-def test_an_error_of_the_code_says_that_values_were_made_up() -> None:
+def test_an_error_in_the_code_has_a_note_that_values_were_made_up() -> None:
     def check() -> None:
         assert torch.randn(300, 300).sum() < 0
 
@@ -276,7 +276,7 @@ def test_an_error_of_the_code_says_that_values_were_made_up() -> None:
     assert not hasattr(plain.value, "__notes__")
 
 
-# --- what code asks about unknown values
+# --- comparisons with unknown values
 
 
 def loss() -> Tensor:
@@ -298,7 +298,7 @@ ANSWERS: dict[str, tuple[Callable[[], Any], bool]] = {
 
 
 @pytest.mark.parametrize("name", ANSWERS)
-def test_questions_about_unknown_values_are_answered_for_1(name: str) -> None:
+def test_an_unknown_value_counts_as_1_in_comparisons(name: str) -> None:
     ask, answer = ANSWERS[name]
     assert seen(lambda: bool(ask()), TARGETS[1]) is answer
 
@@ -340,6 +340,6 @@ MORE_SIZES: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("name", MORE_SIZES)
-def test_more_sizes_that_depend_on_data_are_refused(name: str) -> None:
+def test_a_refused_size_that_depends_on_data_is_reported_with_its_line(name: str) -> None:
     with pytest.raises(PredictionError, match=r"test_known_values.py:\d+: .*depends on data"):
         seen(MORE_SIZES[name])

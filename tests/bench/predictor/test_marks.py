@@ -1,4 +1,4 @@
-"""A number that depends on data stays marked, whatever arithmetic makes of it, and is refused as a size."""
+"""A number that depends on data stays marked through all arithmetic, and is refused as a size."""
 
 import math
 import textwrap
@@ -44,7 +44,7 @@ SIZES: dict[str, Callable[[Tensor], Any]] = {
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_a_size_of_data_is_refused(name: str) -> None:
+def test_a_size_that_depends_on_data_is_refused(name: str) -> None:
     def step(_: Any) -> None:
         torch.zeros(SIZES[name]((torch.randn(1000) > 0).sum()))
 
@@ -52,7 +52,7 @@ def test_a_size_of_data_is_refused(name: str) -> None:
         predict_peak(lambda: None, step, 1, "cpu")
 
 
-def test_what_code_does_with_such_a_number_otherwise() -> None:
+def test_a_number_that_depends_on_data_can_be_used_otherwise() -> None:
     def step(_: Any) -> None:
         count = (torch.randn(1000) > 0).sum()
         n, share = count.item(), 100.0 * count.item() / 1000
@@ -91,7 +91,7 @@ def test_float_in_a_script_keeps_the_mark(size: str, tmp_path: Path) -> None:
         predict_script(["python", str(tmp_path / "train.py")], target="cpu")
 
 
-def test_float_is_replaced_in_packages_and_not_in_pytorch_or_the_standard_library() -> None:
+def test_pytorch_and_the_standard_library_are_internal_and_other_packages_are_not() -> None:
     assert not lines.is_internal(nibabel.__file__)
     assert lines.is_internal(torch.__file__)
     assert lines.is_internal(textwrap.__file__)

@@ -9,7 +9,7 @@ from ppdm_bench.predictor.script.overlay import Overlay
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """A folder of the user with a file and a folder."""
+    """A folder of the user with a file and a subfolder."""
     (tmp_path / "home" / "data").mkdir(parents=True)
     (tmp_path / "home" / "old.txt").write_text("old")
     (tmp_path / "home" / "data" / "one.txt").write_text("one")
@@ -36,7 +36,7 @@ def read(overlay: Overlay, path: Any) -> str:
         return str(stream.read())
 
 
-def test_what_is_written_is_read_again_and_never_lands(overlay: Overlay, home: Path) -> None:
+def test_written_files_can_be_read_and_the_real_folder_is_unchanged(overlay: Overlay, home: Path) -> None:
     before = content(home)
     overlay.mkdir(home / "runs")
     write(overlay, home / "runs" / "log.txt", "new")
@@ -50,7 +50,7 @@ def test_what_is_written_is_read_again_and_never_lands(overlay: Overlay, home: P
     assert content(home) == before
 
 
-def test_a_file_that_is_removed_or_renamed_is_gone_for_the_process_alone(overlay: Overlay, home: Path) -> None:
+def test_a_removed_or_renamed_file_is_gone_only_for_the_process(overlay: Overlay, home: Path) -> None:
     before = content(home)
     overlay.remove(home / "old.txt")
     overlay.rename(home / "data" / "one.txt", home / "data" / "two.txt")
@@ -80,7 +80,7 @@ def test_errors_are_those_of_the_real_functions(overlay: Overlay, home: Path) ->
         overlay.scandir(home / "nothing")
 
 
-def test_descriptors_and_devices_are_left_alone(overlay: Overlay, home: Path) -> None:
+def test_devices_and_file_descriptors_can_be_opened(overlay: Overlay, home: Path) -> None:
     write(overlay, os.devnull, "x")
     number = overlay.open_descriptor(home / "new.bin", os.O_WRONLY | os.O_CREAT)
     with overlay.open(number, "wb") as stream:
@@ -89,7 +89,7 @@ def test_descriptors_and_devices_are_left_alone(overlay: Overlay, home: Path) ->
     assert not (home / "new.bin").exists()
 
 
-def test_a_path_inside_the_folder_means_the_file_that_it_stands_for(overlay: Overlay, home: Path) -> None:
+def test_a_path_inside_the_overlay_refers_to_the_file_that_it_replaces(overlay: Overlay, home: Path) -> None:
     overlay.mkdir(home / "runs")
     entry = next(e for e in overlay.scandir(home) if e.name == "runs")
     write(overlay, Path(entry.path) / "log.txt", "x")

@@ -1,4 +1,4 @@
-"""The public functions: our methods and other people's, what is refused, and what is left as it was."""
+"""The public functions: our methods and MONAI's network, refused code, restored state, and the verdict."""
 
 import copy
 import random
@@ -35,18 +35,18 @@ def data() -> Tensor:
     return torch.randn(9, 50)
 
 
-# --- our methods, and a reference network of others
+# --- our methods, and MONAI's network
 
 
 SMALL = {
     "ppdm r=2": PPDM.with_network(width=8),
     "ppdm r=4": PPDM.with_factor(4).with_network(width=16, multipliers=(1, 2)),
     "ddpm3d": METHODS["ddpm3d"].with_network(width=8),
-}  # `test_baselines` has every method with a smaller network
+}  # `test_baselines` tests every method with a smaller network
 
 
 def size(method: Method) -> int:
-    """Small, but with no level below 4³."""
+    """Return a small edge length for which no level is below 4³."""
     return max(4 * method.multiple[0], 16)
 
 
@@ -64,9 +64,9 @@ def assert_same(build: Callable[[], Any], step: Callable[[Any], Any], iterations
     + [("ppdm r=4", "bf16", checkpointing) for checkpointing in CHECKPOINTING]
     + [("ppdm r=2", "bf16", "norm"), ("ddpm3d", "bf16", "block")],
 )
-def test_training(name: str, precision: str, checkpointing: str) -> None:
+def test_training_of_our_methods_is_predicted_to_the_byte(name: str, precision: str, checkpointing: str) -> None:
     method = SMALL[name].with_network(precision=precision, checkpointing=checkpointing)
-    if precision == "bf16":  # which a CPU without it emulates, many times slower: two levels, hence a smaller volume
+    if precision == "bf16":  # a CPU without bf16 emulates it many times slower: two levels allow a smaller volume
         method = method.with_network(multipliers=(1, 2))
     n = size(method)
 
@@ -78,7 +78,7 @@ def test_training(name: str, precision: str, checkpointing: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
-def test_sampling(name: str) -> None:
+def test_sampling_of_our_methods_is_predicted_to_the_byte(name: str) -> None:
     method = replace(SMALL[name], sampling=replace(SMALL[name].sampling, steps=2))
     n = size(method)
 
@@ -90,7 +90,7 @@ def test_sampling(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("attention", [False, True])
-def test_the_network_of_monai(attention: bool) -> None:
+def test_the_network_of_monai_is_predicted_to_the_byte(attention: bool) -> None:
     nets = pytest.importorskip("monai.networks.nets")
 
     def build() -> Any:
@@ -120,7 +120,7 @@ class Experiment:
         net(data()).sum().backward()
 
 
-def test_any_callable_will_do() -> None:
+def test_build_and_step_can_be_any_callables() -> None:
     experiment = Experiment()
     expected = predict_peak(mlp, lambda net: net(data()).sum().backward(), target="cpu")
     assert predict_peak(experiment, experiment.step, target="cpu").iterations == expected.iterations
@@ -128,7 +128,7 @@ def test_any_callable_will_do() -> None:
     assert predict_peak(partial(mlp), step, target="cpu").iterations == expected.iterations
 
 
-# --- what is closed over
+# --- objects that exist before the prediction
 
 
 def state_of(net: nn.Module, optimiser: torch.optim.Optimizer) -> Any:
@@ -163,7 +163,7 @@ def normalised() -> nn.Module:
 @pytest.mark.parametrize("target", ["cpu", Target(torch="2.10.0")])
 @pytest.mark.parametrize("steps_before", [0, 2])
 @pytest.mark.parametrize("set_to_none", [True, False])
-def test_what_is_closed_over_is_counted_and_left_as_it_was(target: Any, steps_before: int, set_to_none: bool) -> None:
+def test_existing_tensors_are_counted_and_restored(target: Any, steps_before: int, set_to_none: bool) -> None:
     net, x = normalised(), data()
     optimiser = torch.optim.AdamW(net.parameters())
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimiser, 0.9)
@@ -184,7 +184,7 @@ def test_what_is_closed_over_is_counted_and_left_as_it_was(target: Any, steps_be
 
 
 @pytest.mark.parametrize("target", ["cpu", Target(torch="2.10.0")])
-def test_a_network_of_before_may_be_converted(target: Any) -> None:
+def test_an_existing_network_can_be_converted_and_is_restored(target: Any) -> None:
     net = normalised()
     optimiser = torch.optim.SGD(net.parameters(), lr=0.1)
     before = state_of(net, optimiser)
@@ -202,7 +202,7 @@ def test_a_network_of_before_may_be_converted(target: Any) -> None:
     assert_untouched(before, net, optimiser)
 
 
-def test_a_parameter_of_before_may_be_replaced() -> None:
+def test_a_replaced_parameter_of_an_existing_network_is_restored() -> None:
     net = mlp()
     weight = net[0].weight
 
@@ -214,14 +214,14 @@ def test_a_parameter_of_before_may_be_replaced() -> None:
     assert net[0].weight is weight
 
 
-# --- values that are not known
+# --- unknown values
 
 
-def test_code_may_ask_for_values() -> None:
+def test_code_can_read_unknown_values() -> None:
     def step(net: nn.Module) -> None:
         loss = net(data()).square().mean()
         value = loss.detach()
-        if value > 0:  # a number that is not known is taken as 1
+        if value > 0:  # an unknown number counts as 1
             loss.backward()
         assert isinstance(float(value), float)
         assert value.item() == value.tolist() == 1
@@ -263,11 +263,11 @@ def test_sparse_gradients_are_refused() -> None:
         predict_peak(lambda: nn.Embedding(10, 3, sparse=True), step, target="cpu")
 
 
-# --- faults
+# --- errors
 
 
 def patched() -> list[Any]:
-    """Everything that a prediction replaces while it lasts."""
+    """Return objects that a prediction replaces while it runs."""
     cuda = [torch.cuda.__dict__.get(name) for name in sorted(vars(torch.cuda)) if not name.startswith("_")]
     optimizer = sys.modules["torch.optim.optimizer"]
     hooks = [len(getattr(optimizer, f"_global_optimizer_{when}_hooks")) for when in ("pre", "post")]
@@ -299,7 +299,7 @@ def autocast_on_the_cpu() -> list[torch.dtype]:
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["cpu", Target(torch="2.10.0")])
 @pytest.mark.parametrize("where", ["build", "step", "backward", "optimizer"])
-def test_errors_pass_through_and_nothing_stays_behind(target: Any, where: str) -> None:
+def test_errors_pass_through_and_everything_is_restored(target: Any, where: str) -> None:
     before, dtypes = patched(), autocast_on_the_cpu()
     net = mlp()
 
@@ -333,12 +333,12 @@ def test_errors_pass_through_and_nothing_stays_behind(target: Any, where: str) -
 
 
 @pytest.mark.parametrize("function", [partial(predict_peak, target="cpu"), measure_peak])
-def test_a_peak_needs_an_iteration(function: Callable[..., Any]) -> None:
+def test_zero_iterations_are_refused(function: Callable[..., Any]) -> None:
     with pytest.raises(ValueError, match="at least one iteration, got 0"):
         function(mlp, lambda net: net(data()), iterations=0)
 
 
-def test_arguments_that_are_none() -> None:
+def test_an_unknown_target_or_device_is_refused() -> None:
     with pytest.raises(ValueError, match="target must be a Target"):
         predict_peak(mlp, lambda net: None, target="gpu")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="device must be cpu or cuda, got 'tpu'"):
@@ -348,7 +348,7 @@ def test_arguments_that_are_none() -> None:
             measure_peak(mlp, lambda net: None, device="cuda")
 
 
-def test_tensors_that_lie_elsewhere_are_refused() -> None:
+def test_existing_tensors_that_are_not_on_the_cpu_are_refused() -> None:
     x = torch.empty(3, device="meta")
     with pytest.raises(PredictionError, match="tensors on the CPU"):
         predict_peak(lambda: None, lambda _: x + 1, target="cpu")
@@ -357,8 +357,8 @@ def test_tensors_that_lie_elsewhere_are_refused() -> None:
 # --- the verdict
 
 
-def test_the_verdict_is_whether_the_card_has_what_the_code_needs() -> None:
-    """A block of 3 MiB takes a segment of 20 MiB; the context and the margin come on top of it."""
+def test_code_fits_if_the_card_has_the_memory_that_it_needs() -> None:
+    """A block of 3 MiB takes a segment of 20 MiB; the context and the margin are added to it."""
 
     def predicted(capacity: int | None) -> Peak:
         target = Target(torch="2.10.0", capacity=capacity, context=MIB)
@@ -372,7 +372,7 @@ def test_the_verdict_is_whether_the_card_has_what_the_code_needs() -> None:
     assert predicted(19 * MIB).refused == 3 * MIB
 
 
-def test_code_needs_less_than_is_reserved_where_free_segments_can_be_returned() -> None:
+def test_code_needs_less_than_the_reserved_memory_if_free_segments_can_be_returned() -> None:
     def step(_: None) -> None:
         torch.empty(300 * MIB, dtype=torch.uint8)
         torch.empty(400 * MIB, dtype=torch.uint8)
@@ -385,7 +385,7 @@ def test_code_needs_less_than_is_reserved_where_free_segments_can_be_returned() 
     assert at_the_need.fits is True
 
 
-def test_a_peak_is_printed_in_words() -> None:
+def test_a_peak_is_printed_as_text() -> None:
     target = Target(torch="2.10.0", capacity=2 * GIB)
     text = str(predict_peak(lambda: None, lambda _: torch.empty(GIB, dtype=torch.uint8), target=target))
     assert text == (
@@ -396,7 +396,7 @@ def test_a_peak_is_printed_in_words() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"torch": "nightly"}, {"capacity": 0}, {"capacity": -GIB}, {"context": -1}], ids=str)
-def test_targets_that_are_none(wrong: dict[str, Any]) -> None:
+def test_an_invalid_target_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must be"):
         Target(**wrong)
 
@@ -404,11 +404,11 @@ def test_targets_that_are_none(wrong: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("version", "release"), [("2.9.1+cu128", (2, 9, 1)), ("2.11", (2, 11, 0)), ("2.13.0a0+git1", (2, 13, 0))]
 )
-def test_releases(version: str, release: tuple[int, int, int]) -> None:
+def test_the_release_is_read_from_the_version_of_pytorch(version: str, release: tuple[int, int, int]) -> None:
     assert Target(torch=version).release == release
 
 
-def test_pythons_randomness_is_put_back() -> None:
+def test_the_random_state_of_python_is_restored() -> None:
     random.seed(0)
     state = random.getstate()
     predict_peak(lambda: None, lambda _: random.random(), iterations=1, target="cpu")
@@ -416,7 +416,7 @@ def test_pythons_randomness_is_put_back() -> None:
 
 
 def test_the_measurement_on_cuda_reads_the_counters_of_the_device() -> None:
-    """The code that measures on a GPU, run where the driver's counters are those of a prediction."""
+    """The measurement for a GPU runs inside a prediction, which provides the counters of the device."""
 
     def build() -> tuple[nn.Module, torch.optim.Optimizer]:
         net = nn.Sequential(nn.Conv3d(1, 8, 3, padding=1), nn.SiLU(), nn.Conv3d(8, 1, 3, padding=1))
@@ -433,10 +433,10 @@ def test_the_measurement_on_cuda_reads_the_counters_of_the_device() -> None:
     predicted = predict_peak(build, step, 3)
     assert measured[0].iterations == predicted.iterations
     assert measured[0].peak_allocated == predicted.peak_allocated
-    assert predicted.iterations[0] < predicted.iterations[1]  # the optimizer's state is there from the second on
+    assert predicted.iterations[0] < predicted.iterations[1]  # the optimizer state exists from the second iteration on
 
 
-def test_predictions_of_several_threads_wait_for_one_another() -> None:
+def test_predictions_in_several_threads_give_the_same_peak() -> None:
     build, step = training()
     alone = predict_peak(build, step, target="cpu").peak_allocated
     with ThreadPoolExecutor(3) as pool:
@@ -444,8 +444,8 @@ def test_predictions_of_several_threads_wait_for_one_another() -> None:
     assert found == [alone] * 3
 
 
-def test_a_prediction_ends_where_more_is_alive_than_was_allowed() -> None:
-    """One byte less than the peak does not do; the peak itself changes nothing. Tensors on the host do not count."""
+def test_a_prediction_stops_when_live_tensors_exceed_the_limit() -> None:
+    """A limit of the peak changes nothing, and half of it is exceeded. Tensors on the host do not count."""
 
     def build() -> nn.Module:
         return nn.Linear(64, 64).to("cuda")
@@ -461,8 +461,8 @@ def test_a_prediction_ends_where_more_is_alive_than_was_allowed() -> None:
         predict_peak(build, step, target=Target(), limit=peak.peak_allocated // 2)
 
 
-def test_a_limit_holds_after_data_whose_place_turned_out_later() -> None:
-    """What was made of real tensors alone is not counted at its birth, and so must not be taken off at its death."""
+def test_a_limit_applies_after_data_whose_device_is_not_known_at_first() -> None:
+    """A tensor made only from real tensors is not counted when it is created, so it is not subtracted when freed."""
     batches = [torch.ones(1 << 16) for _ in range(50)]  # 256 KiB each
 
     def step(weight: Tensor) -> None:

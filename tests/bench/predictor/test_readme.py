@@ -1,4 +1,4 @@
-"""The predictor's README names what a prediction replaces, and every rule that adds a buffer."""
+"""The predictor's README lists all replaced names, all files, and the rules for buffers of convolutions."""
 
 import re
 from importlib import import_module
@@ -16,9 +16,10 @@ README = (Path(predictor.__file__).parent / "README.md").read_text()
 
 
 def replaced(monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """Names that a prediction replaces, as the code asks for it, in the libraries that it is about.
+    """Return the names that a prediction replaces with ``mock.patch.object``.
 
-    ``safe_open`` is replaced wherever it was imported to: here, in other tests and in diffusers, too.
+    A prediction replaces ``safe_open`` in every module that imported it, such as other tests and diffusers; only the
+    names in safetensors are returned.
     """
     names: set[str] = set()
     original = mock.patch.object
@@ -30,15 +31,15 @@ def replaced(monkeypatch: pytest.MonkeyPatch) -> set[str]:
         return original(owner, name, *args, **kwargs)
 
     monkeypatch.setattr(mock.patch, "object", noted)
-    import_module("safetensors.torch")  # what it offers is replaced where it is imported
+    import_module("safetensors.torch")  # safetensors is replaced only if it is imported
     predict_peak(lambda: None, lambda _: None, target=Target())
     for name in [name for name in names if re.match(r"torch\.cuda\.(random|memory)\.", name)]:
-        if re.sub(r"\.(random|memory)\.", ".", name) in names:  # the same function where it is defined
+        if re.sub(r"\.(random|memory)\.", ".", name) in names:  # the same function in the module that defines it
             names.remove(name)
     return {name for name in names if not name.endswith(".safe_open") or name.startswith("safetensors")}
 
 
-def test_the_readme_names_all_that_is_replaced_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_readme_lists_exactly_the_replaced_names(monkeypatch: pytest.MonkeyPatch) -> None:
     table = README.split("## What is replaced")[1]
     named = {
         name
@@ -52,11 +53,11 @@ def test_the_readme_names_all_that_is_replaced_and_nothing_else(monkeypatch: pyt
     assert named - found == set()
 
 
-def test_every_file_of_the_package_is_listed() -> None:
+def test_the_readme_lists_every_file_of_the_package() -> None:
     files = {path.name for path in Path(predictor.__file__).parent.glob("*.py")} - {"__init__.py"}
     assert files == set(re.findall(r"`(\w+\.py)`", README.split("## Rules")[0]))
 
 
-def test_rules_of_convolutions_are_listed() -> None:
+def test_the_readme_lists_the_rules_for_convolutions() -> None:
     for name in (convolution_rules.COLUMNS, convolution_rules.CHANNELS_LAST_COPIES, convolution_rules.LAYOUT_COPIES):
         assert name.removeprefix("convolution ").removeprefix("cuDNN ") in README

@@ -1,4 +1,4 @@
-"""Recurrent layers: on the CPU to the byte, on CUDA by hand and by published sizes of cuDNN's reserve."""
+"""Recurrent layers: exact on the CPU; on CUDA against sizes computed by hand and published reserves of cuDNN."""
 
 import random
 from collections.abc import Callable
@@ -42,7 +42,7 @@ def train(state: Any, x: Tensor) -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:LSTM with projections")
 @pytest.mark.parametrize("name", LAYERS)
-def test_a_layer_on_the_cpu(name: str) -> None:
+def test_a_recurrent_layer_on_the_cpu_is_predicted_to_the_byte(name: str) -> None:
     step: Callable[[Any], None] = lambda state: train(state, torch.randn(STEPS, BATCH, WIDTH))  # noqa: E731
     measured = measure_peak(built(LAYERS[name]), step)
     predicted = predict_peak(built(LAYERS[name]), step, target="cpu")
@@ -50,7 +50,7 @@ def test_a_layer_on_the_cpu(name: str) -> None:
     assert predicted.breakdown == measured.breakdown
 
 
-def test_a_layer_without_gradients_keeps_nothing() -> None:
+def test_a_recurrent_layer_without_gradients_is_predicted_to_the_byte() -> None:
     def step(state: Any) -> None:
         train(state, torch.randn(STEPS, BATCH, WIDTH))
         with torch.no_grad():
@@ -61,7 +61,7 @@ def test_a_layer_without_gradients_keeps_nothing() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_workspace_of_onednn(dtype: torch.dtype) -> None:
+def test_the_workspace_of_onednn_has_the_predicted_size(dtype: torch.dtype) -> None:
     draw = random.Random(1)
     for sizes in [(1, 1, 1, 1), (9, 3, 256, 64)] + [tuple(draw.randint(1, 70) for _ in range(4)) for _ in range(20)]:
         steps, batch, features, hidden = sizes
@@ -72,14 +72,14 @@ def test_the_workspace_of_onednn(dtype: torch.dtype) -> None:
         assert mkldnn_workspace(*sizes, dtype.itemsize) == kept.numel()
 
 
-def test_published_sizes_of_cudnns_reserve() -> None:
+def test_the_reserve_of_cudnn_has_the_published_sizes() -> None:
     assert reserve(LSTM, 25_000 * 320, 4, 4) == 736_000_000
     assert reserve(GRU, 25_000 * 320, 4, 4) == 864_000_000
     assert reserve(GRU, 326 * 64 * 800 * 2, 1, 4) == 801_177_600
 
 
 @pytest.mark.parametrize("half", [False, True])
-def test_a_layer_on_cuda_keeps_its_reserve(half: bool) -> None:
+def test_a_recurrent_layer_on_cuda_keeps_its_reserve(half: bool) -> None:
     found: list[int] = []
 
     def step(state: Any) -> None:
@@ -94,13 +94,13 @@ def test_a_layer_on_cuda_keeps_its_reserve(half: bool) -> None:
     peak = predict_peak(built(lambda: nn.LSTM(WIDTH, H), "cuda"), step, 1, AMPERE)
     size = 2 if half else 4
     kept = 5 * STEPS * BATCH * H * size
-    output, states = STEPS * BATCH * H * size, 4 * BATCH * H * size  # the first and the last of each
+    output, states = STEPS * BATCH * H * size, 4 * BATCH * H * size  # first and last hidden and cell state
     copies = (WIDTH + H + 2) * 4 * H * 2 + STEPS * BATCH * WIDTH * 2 if half else 0
     assert found[0] == kept + output + states + copies
     assert peak.assumed >= kept
 
 
-def test_more_layers_directions_and_inference_on_cuda() -> None:
+def test_a_bidirectional_gru_on_cuda_keeps_its_reserve_only_in_training() -> None:
     net = lambda: nn.GRU(WIDTH, H, 2, bidirectional=True, batch_first=True)  # noqa: E731
     step: Callable[[Any], None] = lambda state: train(state, torch.randn(BATCH, STEPS, WIDTH, device="cuda"))  # noqa: E731
     peak = predict_peak(built(net, "cuda"), step, target=AMPERE)
@@ -118,13 +118,13 @@ def test_more_layers_directions_and_inference_on_cuda() -> None:
     )  # parameters and workspace; no reserve
 
 
-def test_without_cudnn_cuda_composes_the_layer() -> None:
+def test_without_cudnn_a_recurrent_layer_on_cuda_uses_cublas() -> None:
     step: Callable[[Any], None] = lambda state: train(state, torch.randn(STEPS, BATCH, WIDTH, device="cuda"))  # noqa: E731
     with torch.backends.cudnn.flags(enabled=False):
         assert "cuBLAS" in predict_peak(built(lambda: nn.LSTM(WIDTH, H), "cuda"), step, target=AMPERE).terms
 
 
-def test_packed_sequences_of_a_loader() -> None:
+def test_packed_sequences_from_a_data_loader_are_predicted() -> None:
     data = [torch.randn(n, WIDTH) for n in (7, 5, 2)]
 
     def step_on(device: str) -> Callable[[Any], None]:

@@ -1,4 +1,4 @@
-"""Training scripts of the kinds that people write, each predicted to the byte that it takes."""
+"""Training scripts in common styles, each predicted to the byte."""
 
 import os
 import re
@@ -39,7 +39,7 @@ def command(name: str, *words: str) -> list[str]:
 
 
 def script(text: str) -> list[str]:
-    """A script with a network, an optimizer, and a function that makes a step."""
+    """Write a script with a network, an optimizer and a step function, and return the command that runs it."""
     begin = """
 import os, sys, torch
 net = torch.nn.Linear(10, 10)
@@ -67,7 +67,7 @@ def test_a_script_is_predicted_to_the_byte_and_leaves_no_file(name: str, folder:
         "grads",
         "optimizer",
         "workspace",
-    ):  # what is read from a file can count as either of the rest
+    ):  # tensors from a file can count as inputs or as activations
         assert predicted.peak.breakdown[kind] == measured.peak.breakdown[kind]
     assert predicted.peak.peak_allocated == measured.peak.peak_allocated > 0
     assert predicted.peak.iterations == measured.peak.iterations
@@ -77,7 +77,7 @@ def test_a_script_is_predicted_to_the_byte_and_leaves_no_file(name: str, folder:
     assert list(folder.iterdir()) == []
 
 
-def test_on_cuda_a_script_takes_what_the_same_functions_take() -> None:
+def test_a_script_on_cuda_has_the_same_peak_as_the_same_code_in_functions() -> None:
     def build():
         net = torch.nn.Linear(100, 1000).to("cuda")
         return net, torch.optim.SGD(net.parameters(), lr=0.1), [], []
@@ -113,7 +113,9 @@ for block in data:
 """
     peak = predict_script(script(text), target=Target(torch="2.8.0")).peak
     assert peak.breakdown["params"] == 4_000_256 + 4096
-    assert 4_000_000 <= peak.breakdown["inputs"] < 5_000_000  # one block, with what the allocator does not split off
+    assert (
+        4_000_000 <= peak.breakdown["inputs"] < 5_000_000
+    )  # one block, with the rest that the allocator does not split off
     assert peak.host > 400_000_000
 
 
@@ -131,9 +133,9 @@ def test_lines_that_keep_memory_and_lines_that_read_made_up_values_are_named() -
     assert {(m.line.number, m.branch and m.branch.number) for m in guards if m.line} == {(15, 15), (17, 17), (20, 21)}
 
 
-def test_arguments_a_module_and_torchrun_reach_the_script(folder: Path) -> None:
+def test_scripts_run_with_arguments_as_modules_and_under_torchrun(folder: Path) -> None:
     wide = predict_script(command("arguments", "--width", "64"), 1, "cpu").peak
-    assert wide.breakdown["params"] >= 2 * 100 * 64 * 4  # the default width of 16 has a quarter
+    assert wide.breakdown["params"] >= 2 * 100 * 64 * 4  # the default width of 16 needs a quarter
     (folder / "package").mkdir()
     text = f"import runpy\nrunpy.run_path({str(SCRIPTS / 'arguments.py')!r}, run_name=__name__)\n"
     (folder / "package" / "train.py").write_text(text)
@@ -149,7 +151,7 @@ def test_arguments_a_module_and_torchrun_reach_the_script(folder: Path) -> None:
 
 
 @pytest.mark.cold
-def test_the_script_sees_the_paths_that_python_gives(folder: Path) -> None:
+def test_the_script_sees_the_same_paths_as_under_python(folder: Path) -> None:
     (folder / "sub").mkdir()
     (folder / "sub" / "helper.py").write_text("import torch\nnet = torch.nn.Linear(3, 3)\n")
     text = "import os, sys, helper, torch\nprint(sys.path[0], os.getcwd(), sys.argv, __file__)\n"
@@ -159,7 +161,7 @@ def test_the_script_sees_the_paths_that_python_gives(folder: Path) -> None:
     assert predict_script(words, 1, "cpu").output == said
 
 
-def test_files_are_written_only_where_asked(folder: Path) -> None:
+def test_files_are_written_only_on_request(folder: Path) -> None:
     text = "os.makedirs('a/b')\nopen('a/b/c.txt', 'w').write('x')\nprint(open('a/b/c.txt').read())\nstep()\n"
     assert predict_script(script(text), 1, "cpu").output == "x\n"
     assert not (folder / "a").exists()
@@ -182,7 +184,7 @@ step()
     assert predict_script(script(text), 1, "cpu").output == "14.0\n"
 
 
-def test_a_script_that_nothing_ends_is_ended() -> None:
+def test_a_script_that_never_ends_is_stopped_after_its_last_step() -> None:
     stubborn = """
 import atexit, signal, threading, time
 atexit.register(time.sleep, 100)
@@ -199,7 +201,7 @@ finally:
     assert predict_script(script(stubborn), target="cpu", timeout=60).steps == 3
 
 
-def test_fewer_steps_than_asked_are_a_prediction_with_a_note() -> None:
+def test_a_script_with_too_few_steps_gives_a_prediction_with_a_note() -> None:
     found = predict_script(script("step()\nstep()\n"), target="cpu")
     assert found.steps == 2
     assert found.notes == ("the program took 2 of 3 optimizer steps: it ended by itself",)
@@ -235,7 +237,7 @@ def test_fewer_steps_than_asked_are_a_prediction_with_a_note() -> None:
         ("torch.multiprocessing.spawn(print, nprocs=4)", "starts 4 processes", "Traceback"),
     ],
 )
-def test_what_fails_is_said_with_the_last_words_of_the_script(text: str, said: str, printed: str) -> None:
+def test_an_error_names_the_cause_and_quotes_the_last_output_of_the_script(text: str, said: str, printed: str) -> None:
     error = failure(script(text))
     assert error.args[0].count("\n") <= 13
     first, _, rest = str(error).partition("\n")
@@ -243,7 +245,7 @@ def test_what_fails_is_said_with_the_last_words_of_the_script(text: str, said: s
     assert printed in rest
 
 
-def test_a_result_says_what_was_predicted_otherwise_than_written(folder: Path) -> None:
+def test_notes_name_what_the_prediction_runs_differently_from_the_script(folder: Path) -> None:
     text = """
 loader = torch.utils.data.DataLoader([torch.zeros(1 << 18)] * 5, 1, num_workers=3)
 net = torch.nn.Linear(1 << 18, 1)
@@ -256,7 +258,7 @@ for _ in range(2):
     found = predict_script(script(text), 3, target="cpu")
     compiled, prefetched = found.notes
     assert "uses torch.compile, and the prediction ran the code uncompiled" in compiled
-    assert "up to 4.0 MiB more" in prefetched  # five batches of 1 MiB, fewer than two for each of three workers
+    assert "up to 4.0 MiB more" in prefetched  # four of five batches of 1 MiB; three workers may prefetch two each
     assert found.prefetched == 4 << 20
     measured = measure_script(script(text), 3)
     assert not measured.notes[1:]
@@ -264,7 +266,7 @@ for _ in range(2):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Landlock is a part of Linux")
-def test_files_that_a_c_library_writes_are_refused(folder: Path) -> None:
+def test_writes_of_a_c_library_are_refused(folder: Path) -> None:
     text = """
 import ctypes
 libc = ctypes.CDLL(None, use_errno=True)
@@ -286,7 +288,7 @@ step()
     assert not Path("new.txt").exists()
 
 
-def test_time_that_is_up_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_timeout_is_reported_and_invalid_arguments_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a busy machine the time limit may end before PyTorch is imported; the child still writes its report."""
     monkeypatch.setattr(prediction, "_GRACE", 600)
     error = failure(script("import time\ntime.sleep(100)"), timeout=1)
@@ -338,14 +340,14 @@ def test_the_child_ends_with_its_parent(folder: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process stands in a file of Linux")
-def test_a_model_of_any_size_takes_no_memory() -> None:
+def test_a_prediction_of_a_large_model_takes_little_memory() -> None:
     text = """
 net = torch.nn.Sequential(*(torch.nn.Linear(16384, 16384, bias=False) for _ in range(20))).cuda()
 opt = torch.optim.AdamW(net.parameters())
 net(torch.randn(8, 16384, device="cuda")).mean().backward()
 opt.step()
 """
-    # Not ru_maxrss, which a process inherits from the one that starts it.
+    # Not ru_maxrss, because a process inherits it from its parent.
     ending = "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])\nopt.step()\n"
     found: ScriptPrediction = predict_script(script(text + ending), 2, timeout=120)
     assert found.peak.breakdown["params"] == 20 * 2**30

@@ -1,4 +1,4 @@
-"""Predicted times: the work of kernels against closed forms, the roofline, and what limits a step."""
+"""Predicted times: the work of kernels against closed forms, the roofline model, and what limits a step."""
 
 from dataclasses import replace
 from typing import Any
@@ -61,7 +61,7 @@ def test_normalisation_reads_its_input_twice() -> None:
     assert 3 * volume <= sum(k.traffic for k in found) < 3.1 * volume
 
 
-def test_copies_into_another_layout_are_kernels_on_the_card_alone() -> None:
+def test_copies_into_another_layout_are_kernels_only_on_the_card() -> None:
     x, layer = torch.randn(1, 16, 8, 8, 8), nn.Conv3d(16, 16, 3, padding=1)
     on_card = kernels(lambda x, layer: layer(x), x, layer, target=Target(compute_capability=(8, 0), tf32=True))
     copy = next(k for k in on_card if k.kind == "copy")
@@ -146,7 +146,7 @@ def test_a_faster_card_takes_less_time_and_the_parts_add_up() -> None:
         assert str(one).startswith("predicted")
 
 
-def test_optimizer_steps_count_from_the_second_iteration_on() -> None:
+def test_optimizer_steps_are_counted_in_the_last_iteration() -> None:
     weights = [nn.Parameter(torch.randn(1000)) for _ in range(3)]
 
     def step(optimizer: torch.optim.Optimizer) -> None:
@@ -159,12 +159,12 @@ def test_optimizer_steps_count_from_the_second_iteration_on() -> None:
     assert sum(kernel.traffic for kernel in found if "_foreach" in kernel.name) >= 4 * 3 * 1000 * 6
 
 
-def test_no_iteration_is_refused() -> None:
+def test_zero_iterations_are_refused() -> None:
     with pytest.raises(ValueError, match="at least one iteration, got 0"):
         kernels_of_step(lambda: None, lambda _: None, None, iterations=0)
 
 
-def test_the_trace_without_kernels_is_as_before() -> None:
+def test_a_step_without_operations_has_no_kernels() -> None:
     assert kernels(lambda x: None, torch.randn(3)) == []
 
 
@@ -179,7 +179,7 @@ def test_each_sheet_is_found_and_its_rates_are_in_order(sheet: Any) -> None:
     assert sheet.tf32 <= sheet.half
 
 
-# Operations of the tensor cores for each of an ordinary core, by generation: professional cards, and GeForce cards.
+# Rate of tensor cores relative to ordinary cores by compute capability; professional and GeForce cards differ.
 TENSOR = {
     (6, 1): {0},
     (7, 0): {8},
@@ -198,7 +198,7 @@ def test_the_rates_of_each_sheet_follow_from_its_cores_clock_and_memory(sheet: A
     assert sheet.fp32 == pytest.approx(2 * chip.cores * chip.mhz / 1e6, rel=0.01)
     assert sheet.bandwidth == pytest.approx(chip.bus * chip.gbps / 8, rel=0.03)
     assert chip.tensor in TENSOR[sheet.compute_capability]
-    # The tensor cores of the H100 have a clock of their own, 8 % below the boost clock.
+    # The tensor cores of the H100 have their own clock, 8 % below the boost clock.
     slower = 0.924 if sheet.compute_capability == (9, 0) else 1
     assert sheet.half == pytest.approx(slower * chip.tensor * sheet.fp32, rel=0.02)
     if sheet.tf32:
@@ -215,7 +215,7 @@ def test_every_card_with_known_memory_has_a_data_sheet_of_its_generation() -> No
     ("asked", "words"),
     [("RTX 4900", "did you mean RTX 4090"), ("MI300X", "known cards are H200"), ("A100", "A100 80GB or")],
 )
-def test_an_unknown_sheet_names_the_nearest(asked: str, words: str) -> None:
+def test_an_unknown_or_ambiguous_sheet_lists_the_candidates(asked: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         find_sheet(asked)
 
@@ -231,5 +231,5 @@ def test_an_unknown_sheet_names_the_nearest(asked: str, words: str) -> None:
         ("h200", "H200"),
     ],
 )
-def test_a_sheet_is_found_by_what_people_call_it(asked: str, name: str) -> None:
+def test_a_sheet_is_found_by_the_common_names_of_its_card(asked: str, name: str) -> None:
     assert find_sheet(asked).name == name

@@ -1,4 +1,4 @@
-"""Following storages: a prediction on fake tensors and a measurement on real ones see the same, to the byte."""
+"""Traces of storages: predictions on fake tensors equal measurements on real tensors, to the byte."""
 
 import copy
 import gc
@@ -45,22 +45,22 @@ OPTIMIZERS = {
 @pytest.mark.parametrize(
     ("name", "how"), [(name, how) for name, (_, hows) in OPTIMIZERS.items() for how in hows], ids=str
 )
-def test_optimizers(name: str, how: dict[str, bool]) -> None:
+def test_optimizers_are_predicted_to_the_byte(name: str, how: dict[str, bool]) -> None:
     kind: Any = OPTIMIZERS[name][0]
     assert_same(*training(partial(kind, **how)))
 
 
 @pytest.mark.parametrize("foreach", [None, True, False])
-def test_clipping(foreach: bool | None) -> None:
+def test_gradient_clipping_is_predicted_to_the_byte(foreach: bool | None) -> None:
     clip = partial(nn.utils.clip_grad_norm_, max_norm=1.0, foreach=foreach)
     assert_same(*training(before_step=lambda net: clip(net.parameters())))
 
 
-def test_gradients_kept_as_zeros() -> None:
+def test_gradients_that_are_kept_as_zeros_are_predicted_to_the_byte() -> None:
     assert_same(*training(set_to_none=False))
 
 
-def test_accumulation() -> None:
+def test_gradient_accumulation_is_predicted_to_the_byte() -> None:
     build, _ = training()
 
     def step(state: Any) -> None:
@@ -73,7 +73,7 @@ def test_accumulation() -> None:
     assert_same(build, step, iterations=1)
 
 
-def test_an_optimizer_in_the_backward_pass() -> None:
+def test_optimizer_steps_in_the_backward_pass_are_predicted_to_the_byte() -> None:
     def at_once(optimiser: torch.optim.Optimizer, _: Tensor) -> None:
         optimiser.step()
         optimiser.zero_grad()
@@ -105,7 +105,7 @@ def average_by_torch(net: nn.Module) -> tuple[nn.Module, Callable[[nn.Module], N
 
 
 @pytest.mark.parametrize("average", [average_by_copy, average_by_torch])
-def test_averages(average: Callable[[nn.Module], Any]) -> None:
+def test_averages_of_weights_are_predicted_to_the_byte(average: Callable[[nn.Module], Any]) -> None:
     def build() -> Any:
         net = mlp()
         optimiser = torch.optim.AdamW(net.parameters())
@@ -174,12 +174,12 @@ def transformer(dropout: float) -> nn.Module:
     ],
     ids=["convolutions", "channels_last", "norms", "attention", "dropout", "bf16", "fp64", "weight_norm", "embedding"],
 )
-def test_networks(net: Callable[[], nn.Module], x: Callable[[], Tensor]) -> None:
+def test_networks_are_predicted_to_the_byte(net: Callable[[], nn.Module], x: Callable[[], Tensor]) -> None:
     assert_same(*training(net=net, x=x))
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
-def test_checkpointing(use_reentrant: bool) -> None:
+def test_checkpointing_is_predicted_to_the_byte(use_reentrant: bool) -> None:
     def step(blocks: nn.ModuleList) -> None:
         x = torch.randn(90, 50, requires_grad=True)
         for block in blocks:
@@ -190,7 +190,7 @@ def test_checkpointing(use_reentrant: bool) -> None:
     assert_same(mlp, lambda net: checkpoint_sequential(net, 2, data(), use_reentrant=False).sum().backward())
 
 
-def test_autocast_on_the_cpu() -> None:
+def test_autocast_on_the_cpu_is_predicted_to_the_byte() -> None:
     def step(net: nn.Module) -> None:
         with torch.autocast("cpu", torch.bfloat16):
             loss = F.mse_loss(checkpoint(net, volumes(4), use_reentrant=False), torch.zeros(2, 1, 12, 12, 12))
@@ -268,12 +268,12 @@ OPERATORS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OPERATORS)
-def test_operators(name: str) -> None:
+def test_operators_are_predicted_to_the_byte(name: str) -> None:
     assert_same(lambda: None, lambda _: OPERATORS[name]().sum().backward())
 
 
 @pytest.mark.parametrize("loss", [F.mse_loss, F.smooth_l1_loss, F.soft_margin_loss])
-def test_a_loss_keeps_the_storage_of_what_it_reduced(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+def test_a_mean_loss_keeps_the_storage_of_the_unreduced_loss(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
     kept: list[Tensor] = []
     predicted = predict_peak(lambda: None, lambda _: kept.append(loss(data(), data())), 3, target="cpu")
     kept.clear()
@@ -281,7 +281,7 @@ def test_a_loss_keeps_the_storage_of_what_it_reduced(loss: Callable[[Tensor, Ten
     assert predicted.iterations == measured.iterations
 
 
-def test_storages_that_are_resized() -> None:
+def test_resized_storages_are_predicted_to_the_byte() -> None:
     def step(_: None) -> None:
         x = torch.ones(1000)
         x.untyped_storage().resize_(0)
@@ -294,7 +294,7 @@ def test_storages_that_are_resized() -> None:
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_modes_without_gradients(mode: Callable[[], Any]) -> None:
+def test_modes_without_gradients_are_predicted_to_the_byte(mode: Callable[[], Any]) -> None:
     def step(net: nn.Module) -> None:
         with mode():
             x = data()
@@ -306,7 +306,7 @@ def test_modes_without_gradients(mode: Callable[[], Any]) -> None:
         assert_same(mlp, lambda net: net(data()))
 
 
-def test_functional_transforms() -> None:
+def test_functional_transforms_are_predicted_to_the_byte() -> None:
     def step(net: nn.Module) -> None:
         def loss(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
             return torch.func.functional_call(net, parameters, (x,)).sum()
@@ -317,7 +317,7 @@ def test_functional_transforms() -> None:
     assert_same(mlp, step)
 
 
-def test_a_state_dict_goes_round() -> None:
+def test_copying_a_state_dict_is_predicted_to_the_byte() -> None:
     def step(nets: tuple[nn.Module, nn.Module]) -> None:
         nets[1].load_state_dict({k: v.clone() for k, v in nets[0].state_dict().items()})
         nets[1](data()).sum().backward()
@@ -328,8 +328,8 @@ def test_a_state_dict_goes_round() -> None:
 # --- lifetimes
 
 
-def test_leaks_are_seen() -> None:
-    """One result is kept in every iteration; that is what the peaks grow by."""
+def test_a_leak_raises_the_peak_of_every_iteration() -> None:
+    """Each iteration keeps one result, and the peaks grow by its size."""
 
     def peaks(run: Callable[..., Any]) -> tuple[int, ...]:
         kept: list[Tensor] = []
@@ -341,8 +341,8 @@ def test_leaks_are_seen() -> None:
     assert np.diff(predicted).tolist() == [2048] * 3  # 9·50 values of 4 bytes, in blocks of 512
 
 
-def test_what_is_let_go_is_counted_no_longer() -> None:
-    """A tensor made from a value, or of NumPy's memory, dies with its last name, whatever stood in for it."""
+def test_freed_tensors_are_no_longer_counted() -> None:
+    """A tensor made from a list or a NumPy array is freed with its last reference, although it is simulated."""
 
     def step(_: None) -> None:
         for _ in range(3):
@@ -352,7 +352,7 @@ def test_what_is_let_go_is_counted_no_longer() -> None:
     assert predict_peak(lambda: None, step, target="cpu").iterations == (4096, 4096)
 
 
-def test_a_block_is_of_the_kind_that_it_turned_out_to_be() -> None:
+def test_a_block_has_the_kind_of_its_later_use() -> None:
     peak = predict_peak(*training(x=lambda: torch.randn(1, 50)), iterations=1, target="cpu")
     parameters = sum(-(-p.numel() * 4 // 512) * 512 for p in mlp().parameters())
     assert peak.breakdown["params"] == peak.breakdown["grads"] == parameters
@@ -368,7 +368,7 @@ def test_nothing_is_kept_alive_afterwards(run: Callable[[Build, Step], Peak]) ->
         peak = run(lambda: None, lambda _: net(data()).sum().backward())
         for p in net.parameters():
             assert not p._post_accumulate_grad_hooks  # type: ignore[attr-defined]
-            assert not weakref.getweakrefs(p)  # or `torch.utils.swap_tensors` would refuse it
+            assert not weakref.getweakrefs(p)  # `torch.utils.swap_tensors` refuses a tensor with weak references
             weakref.finalize(p.untyped_storage(), died.append, True)
         return peak.timeline
 
@@ -376,11 +376,11 @@ def test_nothing_is_kept_alive_afterwards(run: Callable[[Build, Step], Peak]) ->
     gc.collect()
     assert died == [True] * 4
     assert timeline is not None
-    assert timeline.events  # what was seen outlives what it was seen on
+    assert timeline.events  # the recorded events outlive the tensors
 
 
 def test_a_trace_agrees_with_the_allocations_of_the_profiler() -> None:
-    """An independent witness: the running sum of every allocation that PyTorch's profiler saw."""
+    """The reference is independent: the running sum of all allocations that PyTorch's profiler recorded."""
     build, step = training(partial(torch.optim.AdamW, foreach=True))
     state = build()
     step(state)
@@ -397,13 +397,13 @@ def test_a_trace_agrees_with_the_allocations_of_the_profiler() -> None:
         block = trace.timeline.blocks[number]
         if block.name != "existed before":
             own.append(own[-1] + (size or -block.size))
-    assert max(own) == pytest.approx(witnessed, rel=0.05)  # which counts bytes that are not rounded to 512
+    assert max(own) == pytest.approx(witnessed, rel=0.05)  # the profiler does not round bytes to 512
 
 
 # --- a limit
 
 
-def test_a_limit_is_what_may_be_alive_at_once_to_the_byte():
+def test_a_limit_of_the_peak_suffices_and_one_byte_less_does_not():
     build, step = training()
     peak = measure_peak(build, step).peak_allocated
     assert measure_peak(build, step, limit=peak).peak_allocated == peak
@@ -414,7 +414,7 @@ def test_a_limit_is_what_may_be_alive_at_once_to_the_byte():
 
 
 @pytest.mark.parametrize("where", ["forward", "backward"])
-def test_a_limit_is_met_wherever_it_is_passed(where):
+def test_a_limit_applies_in_the_forward_and_the_backward_pass(where):
     class Hungry(torch.autograd.Function):
         @staticmethod
         def forward(ctx, x):
@@ -430,7 +430,7 @@ def test_a_limit_is_met_wherever_it_is_passed(where):
         measure_peak(lambda: None, lambda _: Hungry.apply(x).sum().backward(), limit=2**14)
 
 
-def test_code_that_shrinks_when_memory_runs_out_goes_on_under_a_limit():
+def test_code_that_handles_out_of_memory_errors_continues_under_a_limit():
     taken = []
 
     def step(_: None) -> None:
@@ -442,4 +442,4 @@ def test_code_that_shrinks_when_memory_runs_out_goes_on_under_a_limit():
 
     peak = measure_peak(lambda: None, step, iterations=1, limit=2**16)
     assert [None if x is None else int(x) for x in taken] == [None, 2**10]
-    assert peak.peak_allocated >= 2**20  # it was there, for a moment
+    assert peak.peak_allocated >= 2**20  # the refused tensor existed for a moment

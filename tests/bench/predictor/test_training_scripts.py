@@ -1,4 +1,4 @@
-"""What training scripts do: loaders with workers, checkpoints, distributed wrappers, offload."""
+"""Features of training scripts: data loaders with workers, checkpoints, distributed wrappers, offloading."""
 
 import copy
 import io
@@ -63,7 +63,7 @@ class Volumes(Dataset[Tensor]):
 
     def __getitem__(self, index: int) -> Tensor:
         x = torch.from_numpy(np.random.rand(1, 8, 8, 10 + index).astype("f4"))  # noqa: NPY002
-        assert len((x > 0.1).nonzero()) > 300  # a transform that looks at its data
+        assert len((x > 0.1).nonzero()) > 300  # a transform that reads its data
         return F.pad(x, (0, 6 - index))
 
 
@@ -78,7 +78,7 @@ LOADERS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument")
 @pytest.mark.parametrize("name", LOADERS)
-def test_a_loader_gives_what_it_gives_without_the_prediction(name: str) -> None:
+def test_training_with_a_data_loader_is_predicted_to_the_byte(name: str) -> None:
     def step(state: State) -> None:
         for x in DataLoader(Volumes(), batch_size=2, **LOADERS[name]):
             fit(state, x)
@@ -108,7 +108,7 @@ def test_prefetched_batches_raise_a_peak_only_while_they_wait() -> None:
     assert raised_by_prefetched(timeline, []) == 0
 
 
-def test_the_memory_of_workers_is_not_the_cards() -> None:
+def test_workers_of_a_data_loader_do_not_change_the_peak_of_the_card() -> None:
     def peak(**options: Any) -> int:
         def step(state: State) -> None:
             for x in DataLoader(Volumes(), batch_size=2, **options):
@@ -120,7 +120,7 @@ def test_the_memory_of_workers_is_not_the_cards() -> None:
 
 
 class Range(IterableDataset[Any]):
-    """Numbers, of which each worker reads a part."""
+    """A data set of numbers; each worker reads a part of them."""
 
     def __init__(self) -> None:
         self.start, self.end = 0, 7
@@ -138,7 +138,7 @@ def split_between_workers(number: int) -> None:
     data.start, data.end = (0, 4) if number == 0 else (4, 7)
 
 
-def test_workers_have_their_share_and_their_seed() -> None:
+def test_each_worker_reads_its_own_part_of_the_data_set() -> None:
     def batches() -> list[Any]:
         torch.manual_seed(3)
         loader = DataLoader(Range(), 2, num_workers=2, worker_init_fn=split_between_workers)
@@ -152,7 +152,7 @@ def test_workers_have_their_share_and_their_seed() -> None:
     assert get_worker_info() is None
 
 
-def test_a_data_set_made_in_the_prediction() -> None:
+def test_a_data_set_that_is_created_in_the_prediction_is_predicted_to_the_byte() -> None:
     def build() -> Any:
         return *conv(), TensorDataset(torch.randn(6, 1, 8, 8, 8), torch.zeros(6))
 
@@ -221,7 +221,7 @@ def averaged(net: nn.Module, *_: Any) -> None:
 
 
 @pytest.mark.parametrize("keep", [resume, keep_whole, to_memory, pickled, by_safetensors, by_numpy, averaged])
-def test_saving_within_a_step(keep: Callable[..., None], tmp_path: Path) -> None:
+def test_saving_the_network_in_a_step_is_predicted_to_the_byte(keep: Callable[..., None], tmp_path: Path) -> None:
     def step(state: State) -> None:
         fit(state, torch.randn(4, 60))
         keep(*state, tmp_path)
@@ -229,7 +229,7 @@ def test_saving_within_a_step(keep: Callable[..., None], tmp_path: Path) -> None
     assert_same(tied, step)
 
 
-def test_a_checkpoint_takes_neither_memory_nor_disk(tmp_path: Path) -> None:
+def test_a_checkpoint_takes_almost_no_disk_space(tmp_path: Path) -> None:
     path = tmp_path / "net.pt"
 
     def step(net: nn.Module) -> None:
@@ -241,7 +241,7 @@ def test_a_checkpoint_takes_neither_memory_nor_disk(tmp_path: Path) -> None:
     assert torch.load(path, mmap=True)["seen"].tolist() == [0, 1, 2]
 
 
-# --- offload, and operators that consist of others
+# --- offloading, and composite operators
 
 
 OFFLOADS: dict[str, Callable[[], Any]] = {
@@ -252,12 +252,12 @@ OFFLOADS: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("name", OFFLOADS)
-def test_offloaded_activations_are_not_on_the_card(name: str) -> None:
+def test_offloaded_activations_count_on_the_host_and_not_on_the_card(name: str) -> None:
     def step(p: Tensor) -> None:
         with OFFLOADS[name]():
             x = p
             for _ in range(20):
-                x = torch.sin(x)  # it saves its input of 4 MiB
+                x = torch.sin(x)  # sin saves its input of 4 MiB
         x.mean().backward()
         p.grad = None
 
@@ -268,7 +268,7 @@ def test_offloaded_activations_are_not_on_the_card(name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called")
-def test_flex_attention_as_it_runs_uncompiled() -> None:
+def test_flex_attention_is_predicted_as_uncompiled() -> None:
     def forward(net: nn.Module) -> None:
         with torch.no_grad():
             q = net(torch.randn(1, 2, 128, 16))
@@ -288,7 +288,7 @@ def test_flex_attention_as_it_runs_uncompiled() -> None:
 
 @pytest.fixture
 def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The variables that torchrun sets, and no group left over."""
+    """Set the variables of torchrun for one process, and destroy a remaining process group at the end."""
     for name, value in {"MASTER_ADDR": "localhost", "MASTER_PORT": "0", "WORLD_SIZE": "1", "RANK": "0"}.items():
         monkeypatch.setenv(name, value)
     yield
@@ -346,7 +346,7 @@ WRAPPED: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", WRAPPED)
-def test_distributed_data_parallel_holds_its_buckets(name: str, alone: None) -> None:
+def test_distributed_data_parallel_is_predicted_to_the_byte(name: str, alone: None) -> None:
     kind, options = WRAPPED[name]
 
     def build() -> State:
@@ -359,7 +359,7 @@ def test_distributed_data_parallel_holds_its_buckets(name: str, alone: None) -> 
     assert_same(build, accumulate, 3)
 
 
-def test_the_group_of_a_prediction_ends_with_it(alone: None) -> None:
+def test_the_process_group_ends_with_the_prediction_and_its_buckets_count(alone: None) -> None:
     def build() -> State:
         begin("nccl")
         net = DistributedDataParallel(Used().to("cuda:0"), device_ids=[0], output_device=0, static_graph=True)
@@ -376,13 +376,13 @@ def test_the_group_of_a_prediction_ends_with_it(alone: None) -> None:
     assert 0 <= wrapped.peak_allocated - bare.peak_allocated - gradients < 2 << 20  # the buckets
 
 
-def test_more_processes_are_refused_in_words(alone: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_group_of_several_processes_is_refused(alone: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(os.environ, "WORLD_SIZE", "4")
     with pytest.raises(PredictionError, match="covers one process, and the code starts a group of 4"):
         predict_peak(lambda: distributed.init_process_group("nccl"), lambda _: None, target=HOPPER)
 
 
-def test_sharded_parameters(alone: None) -> None:
+def test_sharded_parameters_are_predicted_to_the_byte(alone: None) -> None:
     def build() -> State:
         begin("gloo")
         mesh = init_device_mesh("cpu", (1,))
@@ -394,7 +394,7 @@ def test_sharded_parameters(alone: None) -> None:
     assert_same(build, lambda state: fit(state, torch.randn(8, 300)), 3)
 
 
-def test_data_parallel_on_one_device() -> None:
+def test_data_parallel_adds_nothing_on_one_device_and_is_refused_on_two() -> None:
     def step(state: State) -> None:
         fit(state, torch.randn(8, 300))
 

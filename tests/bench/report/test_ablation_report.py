@@ -1,4 +1,4 @@
-"""Tables and figures of an ablation, from records that say what must come out."""
+"""Tables and figures of an ablation, from synthetic records with known results."""
 
 import csv
 import io
@@ -14,7 +14,7 @@ from ppdm_bench.report.figures.style import save as save_figure
 from ppdm_bench.report.tables.ablation import ablation_page, ablation_table, headline
 
 
-def test_a_row_a_cell_task_budget_and_seed_with_settings_costs_and_differences():
+def test_each_cell_and_budget_has_a_row_with_settings_costs_and_differences():
     records = [*one("default", budgets={**STEPS, **SECONDS}), *one("r=4", level=22.5), peak("r=4", "train", 2)]
     records += [peak("r=4", "train", 9, (256, 256, 256)), skipped("r=1 loss=cell")]
     frame = ablation_table(records)
@@ -41,7 +41,7 @@ def test_a_row_a_cell_task_budget_and_seed_with_settings_costs_and_differences()
     assert frame["psnr_difference"].isna()[[0, 1, 3]].all()
 
 
-def test_seeds_are_rows_for_programs_and_averaged_for_people():
+def test_the_data_has_a_row_per_seed_and_the_page_averages_seeds():
     records = [
         r for seed in (0, 1) for r in (*one("default", seed=seed), *one("r=4", seed=seed, level=21.0 + 2 * seed))
     ]
@@ -59,7 +59,7 @@ def test_seeds_are_rows_for_programs_and_averaged_for_people():
     assert "23.00 ± 1.00 (+2.00; +2.00 to +2.00)" in ablation_page(records).to_markdown()
 
 
-def test_a_seed_that_is_missing_is_missing_in_the_default_too():
+def test_a_difference_uses_only_seeds_of_both_the_cell_and_the_default():
     records = [r for seed in (0, 1) for r in one("default", seed=seed, level=20.0 + 4 * seed)] + one(
         "r=4", seed=1, level=25
     )
@@ -67,13 +67,13 @@ def test_a_seed_that_is_missing_is_missing_in_the_default_too():
     assert difference(rows[1], rows, "psnr").mean == pytest.approx(1)
 
 
-def test_budgets_tasks_and_evaluations_are_not_compared_with_one_another():
+def test_rows_of_different_tasks_budgets_or_evaluations_are_not_compared():
     records = [*one("default"), *one("r=4", "pet"), *one("r=8", budgets=SECONDS), *one("loss=off", steps=1)]
     rows = gather_ablation(records)
     assert [difference(row, rows, "psnr") for row in rows] == [None] * 4
 
 
-def test_cells_around_another_method_and_data_of_another_size_stay_out():
+def test_records_of_another_base_method_data_size_or_command_are_left_out():
     other = [replace(r, options=r.options | {"cell": cell(r.variant, "other")}) for r in one("r=4")]
     small = [replace(r, options=r.options | {"data": {"size": 16}}) for r in one("r=8")]
     rows = gather_ablation([*other, *small, *one("default")])
@@ -85,11 +85,11 @@ def test_cells_around_another_method_and_data_of_another_size_stay_out():
     ("label", "metric"),
     [("default", "seam_index_r2"), ("r=1x2x2", "seam_index_r1x2x2"), ("haar", "seam_index_r2"), ("r=1", "")],
 )
-def test_the_block_grid_of_a_cell(label, metric):
+def test_the_seam_index_of_a_cell_is_that_of_its_own_block_grid(label, metric):
     assert gather_ablation(one(label))[0].metric("seam_index") == metric
 
 
-def test_columns_of_seams_are_those_that_the_records_have():
+def test_page_and_figure_show_the_measures_of_seams_in_the_records():
     old = [*one("default"), *one("r=4")]
     border = [
         replace(r, metric=r.metric.replace("seam_index", "border_ratio")) for r in old if "seam_index" in r.metric
@@ -104,7 +104,7 @@ def test_columns_of_seams_are_those_that_the_records_have():
     assert "Δ seam\nindex (dB) ↓" not in names[1]
 
 
-def test_files_are_the_same_every_time_and_read_back(tmp_path):
+def test_saved_files_and_text_state_tasks_budgets_and_skipped_cells(tmp_path):
     few = ("default", "r=4", "bridge=noise")
     records = [r for r in everything() if r.variant in few]
     csv_path, markdown, _ = ablation_page(records).save(tmp_path / "a" / "ablation")
@@ -120,7 +120,7 @@ def test_files_are_the_same_every_time_and_read_back(tmp_path):
     assert headline(records) == "Ablation of ppdm, 32×32×32, 3 subjects per task, 1 seed."
 
 
-def test_times_in_the_figure_are_those_timed_in_turn():
+def test_the_figure_prefers_recorded_step_times_to_those_of_the_training():
     records = [*one("default"), *one("r=4")]
     timed = [
         replace(
@@ -132,7 +132,7 @@ def test_times_in_the_figure_are_those_timed_in_turn():
     assert sorted(float(line.get_ydata()[0]) for line in drawn) == [3, 7]
 
 
-def test_the_title_speaks_of_a_shaded_default_only_where_one_is_drawn():
+def test_the_title_mentions_a_shaded_default_only_if_one_is_drawn():
     def title(*records):
         return " ".join(ablation_figure(records).get_suptitle().split())
 
@@ -142,7 +142,7 @@ def test_the_title_speaks_of_a_shaded_default_only_where_one_is_drawn():
 
 
 @pytest.mark.slow
-def test_small_multiples(tmp_path):
+def test_the_figure_has_a_column_for_each_axis_with_readable_levels(tmp_path):
     figure = ablation_figure(everything())
     titles = [axes.get_title() for axes in figure.axes[:3]]
     assert titles == ["representation", "puzzle-gradient loss", "bridge"]
@@ -157,7 +157,7 @@ def test_small_multiples(tmp_path):
 
 
 @pytest.mark.slow
-def test_varied_cells_are_a_column():
+def test_varied_cells_have_their_own_column():
     records = everything(tasks=("mri",))
     varied = [
         replace(r, variant="kernel.gamma=1", options=r.options | {"cell": cell("default") | more})
@@ -169,17 +169,17 @@ def test_varied_cells_are_a_column():
 
 
 @pytest.mark.slow
-def test_puzzle_or_bridge(tmp_path):
+def test_the_space_figure_shows_each_representation_with_and_without_bridge(tmp_path):
     figure = space_figure(everything())
     assert [axes.get_title().split("\n")[0] for axes in figure.axes[:4]] == ["mri", "mri", "pet", "pet"]
     assert [t.get_text() for t in figure.axes[-1].get_xticklabels()] == ["r=1\n(identity)", "r=2", "r=4", "Haar"]
     marks = [line for line in figure.axes[0].lines if line.get_markersize() > 4]
     assert sorted(round(float(line.get_xdata()[0])) for line in marks) == [0, 0, 1, 1, 2, 2, 3, 3]
-    assert all(line.get_linestyle() == "None" for axes in figure.axes for line in axes.lines)  # categories
+    assert all(line.get_linestyle() == "None" for axes in figure.axes for line in axes.lines)  # x is categorical
     assert all(path.stat().st_size for path in save_figure(figure, tmp_path / "space"))
 
 
-def test_nothing_to_draw():
+def test_figures_of_a_single_cell_are_refused():
     for draw in (ablation_figure, space_figure):
         with pytest.raises(ValueError, match="nothing to draw"):
             draw(one("default"))

@@ -1,4 +1,4 @@
-"""Every verdict follows its rule: synthetic records flip each."""
+"""Every claim gets the verdict of its rule, for synthetic records that support or refute it."""
 
 import json
 from dataclasses import replace
@@ -21,7 +21,7 @@ SUBJECTS = [20.0, 21.0, 22.5, 23.0]
 
 
 def decided(key, records):
-    """The finding of a claim."""
+    """Return the finding of a claim from these records."""
     records = tuple(records)
     library = Library(records, (), {id(record): "set/records.jsonl" for record in records})
     return RULES[key].decide(Evidence(library, PPDM.to_dict(), TASKS))
@@ -36,7 +36,7 @@ def reversibility(changed):
 
 
 def saving(ratio, factor=4, kind="predicted"):
-    """Peaks at two sizes and with both kinds of checkpointing; the small size would not do."""
+    """Make peaks at two sizes, with and without checkpointing; the saving is `ratio` only at the large size."""
     own = PPDM.with_factor(factor)
     for recomputed in ("none", "block"):
         for size, times in ((64, 2), (256, ratio)):
@@ -45,7 +45,7 @@ def saving(ratio, factor=4, kind="predicted"):
 
 
 def quality(own, other, difference, **options):
-    """The method is better by so much on every task."""
+    """Make scores of two methods on every task; the first method is better by about `difference`."""
     for task in TASKS:
         yield from scores(own, task, shifted(difference), **options)
         yield from scores(other, task, SUBJECTS, **options)
@@ -68,7 +68,7 @@ def times(factor):
 
 
 def foretold(factor, gpu="A100 80GB"):
-    """Predicted times for a card: full 3-D takes `factor` times as long."""
+    """Make predicted times for a card: full 3-D takes `factor` times as long."""
     for method, steps, seconds in ((FULL_3D, 4, factor), (PPDM, PPDM.sampling.steps, 1.0)):
         record = timing(method, steps, [seconds])
         told = {"interval": [0.8 * seconds, 1.45 * seconds], "ratio": 1.25}
@@ -76,7 +76,7 @@ def foretold(factor, gpu="A100 80GB"):
         yield replace(record, **fields, options=record.options | {"predicted_time": told})
 
 
-def test_predicted_times_stand_beside_the_claim_and_do_not_decide_it():
+def test_predicted_times_are_shown_with_the_claim_but_do_not_decide_it():
     cards = [*foretold(8.0), *foretold(4.0, "RTX 4090")]
     alone = decided("faster", cards)
     assert alone.verdict == "not measured"
@@ -131,7 +131,7 @@ def grids(before, after, metric="border_ratio_r2", tasks=TASKS):
         ),
     ],
 )
-def test_records_flip_a_verdict(key, supporting, refuting):
+def test_supporting_refuting_and_no_records_give_the_three_verdicts(key, supporting, refuting):
     for records, verdict in ((supporting, "supported"), (refuting, "not supported"), ([], "not measured")):
         found = decided(key, records)
         assert found.verdict == verdict, found.why
@@ -139,12 +139,12 @@ def test_records_flip_a_verdict(key, supporting, refuting):
             assert all(source.startswith("set/records.jsonl#") for effect in found.effects for source in effect.sources)
 
 
-def test_a_case_that_was_checked_twice_is_one_case():
+def test_a_case_that_was_checked_twice_counts_once():
     (effect,) = decided("reversible", [reversibility(0), replace(reversibility(0), env={"commit": "other"})]).effects
     assert effect.what.endswith("of 100 in 1 cases")
 
 
-def test_latent_compression_is_known_by_its_representation():
+def test_latent_compression_is_recognised_by_its_representation():
     def latent(values):
         for record in (r for task in TASKS for r in scores(WAVELET, task, values)):
             resolved = record.options["resolved"] | {"representation": {"type": "autoencoder", "cell": 4}}
@@ -156,7 +156,7 @@ def test_latent_compression_is_known_by_its_representation():
     assert decided("compression", own).verdict == "not measured"
 
 
-def test_scans_count_beside_the_tasks_and_cannot_replace_one():
+def test_own_scans_count_in_addition_to_the_tasks_and_cannot_replace_one():
     phantoms = list(quality(PPDM, WAVELET, 0.5))
     scans = of_scans([*scores(PPDM, "", shifted(0.5)), *scores(WAVELET, "", SUBJECTS)])
     found = decided("frequency", [*phantoms, *scans])
@@ -170,7 +170,7 @@ def test_scans_count_beside_the_tasks_and_cannot_replace_one():
     assert decided("frequency", [*phantoms, *worse]).verdict == "not supported"
 
 
-def test_grids_in_scans_count():
+def test_seams_in_own_scans_can_refute_the_grid_claim():
     scans = [
         *scores(OFF, "", [5, 5.1, 5.2, 5.3], metric="border_ratio_r2"),
         *scores(PPDM, "", [5.5, 5.6, 5.7, 5.8], metric="border_ratio_r2"),
@@ -179,7 +179,7 @@ def test_grids_in_scans_count():
     assert decided("grid", [*grids(5, 2), *of_scans(scans)]).verdict == "not supported"
 
 
-def test_the_border_ratio_decides_where_records_have_it_and_the_seam_index_where_they_do_not():
+def test_the_border_ratio_is_used_if_recorded_and_the_seam_index_otherwise():
     by_index, by_borders = [*grids(0, 0, "seam_index_r2")], [*grids(2, 1)]
     assert decided("grid", by_index).verdict == "not measured"
     found = decided("grid", [*by_index, *by_borders])
@@ -189,7 +189,7 @@ def test_the_border_ratio_decides_where_records_have_it_and_the_seam_index_where
     assert [effect.passed for effect in decided("grid", of_one_task).effects].count(None) == 1
 
 
-def test_seams_on_one_task_are_not_those_of_every_task():
+def test_the_grid_claim_needs_every_task_to_be_supported_but_not_to_be_refuted():
     found = decided("grid", grids(5, 2, tasks=TASKS[1:]))
     assert (found.verdict, found.why) == (
         "not measured",
@@ -198,7 +198,7 @@ def test_seams_on_one_task_are_not_those_of_every_task():
     assert decided("grid", grids(5, 5.5, tasks=TASKS[1:])).verdict == "not supported"
 
 
-def test_without_seams_on_all_tasks_the_loss_suppresses_none_and_its_decibels_are_shown():
+def test_without_seams_on_any_task_the_grid_claim_is_refuted_and_psnr_is_shown():
     clean, gain = [*grids(0.2, 0.1)], [*quality(PPDM, OFF, 0.5)]
     found = decided("grid", [*clean, *gain])
     assert found.verdict == "not supported"
@@ -210,18 +210,18 @@ def test_without_seams_on_all_tasks_the_loss_suppresses_none_and_its_decibels_ar
     assert decided("grid", [r for r in clean if r.task != TASKS[0]]).verdict == "not measured"
 
 
-def test_two_tasks_are_not_three():
+def test_two_of_three_tasks_can_refute_a_claim_but_not_support_it():
     records = [r for r in quality(PPDM, WAVELET, 0.5) if r.task != TASKS[0]]
     found = decided("frequency", records)
     assert found.verdict == "not measured"
     assert TASKS[0] in found.why
-    # One that fails is enough to say no, whatever is missing.
+    # One refuted task is enough for "not supported", even if other tasks are missing.
     assert decided("frequency", scores(PPDM, TASKS[1], SUBJECTS) + scores(WAVELET, TASKS[1], shifted(1))).verdict == (
         "not supported"
     )
 
 
-def test_a_rival_of_another_budget_or_a_single_subject_decides_nothing():
+def test_a_rival_with_another_budget_or_a_single_subject_decides_nothing():
     other_budget = [*(r for t in TASKS for r in scores(PPDM, t, SUBJECTS)), *(
         r for t in TASKS for r in scores(WAVELET, t, shifted(-1), train_steps=200)
     )]  # fmt: skip
@@ -231,7 +231,7 @@ def test_a_rival_of_another_budget_or_a_single_subject_decides_nothing():
 
 
 @pytest.mark.parametrize(("theirs", "verdict"), [(180.0, "supported"), (90.0, "not measured")])
-def test_a_rival_of_equal_time_counts_whatever_its_steps(theirs, verdict):
+def test_a_rival_with_equal_training_time_counts_with_any_number_of_steps(theirs, verdict):
     def timed(records, seconds):
         return [replace(r, options=r.options | {"budgets": {"time": seconds}}) for r in records]
 
@@ -242,7 +242,7 @@ def test_a_rival_of_equal_time_counts_whatever_its_steps(theirs, verdict):
     assert ("100 training steps (180 s at its step time)" in found.scope) == (verdict == "supported")
 
 
-def test_without_its_own_number_of_evaluations_the_method_is_taken_at_the_next_larger():
+def test_without_scores_at_its_own_evaluations_the_next_larger_number_is_used():
     own = [
         record
         for task in TASKS
@@ -253,7 +253,7 @@ def test_without_its_own_number_of_evaluations_the_method_is_taken_at_the_next_l
     assert [round(effect.value, 1) for effect in found.effects] == [2.0] * len(TASKS)
 
 
-def test_only_seeds_that_both_have_are_compared():
+def test_only_seeds_that_both_methods_have_are_compared():
     own = [r for task in TASKS for seed in (0, 1) for r in scores(PPDM, task, shifted(1 + 9 * seed), seed=seed)]
     found = decided("frequency", [*own, *(r for task in TASKS for r in scores(WAVELET, task, SUBJECTS))])
     assert [(round(effect.value, 1), effect.n.split(";")[0]) for effect in found.effects] == [
@@ -264,7 +264,7 @@ def test_only_seeds_that_both_have_are_compared():
     assert "(without: 5.15 dB)" in found.effects[0].what
 
 
-def test_the_best_of_a_rival_counts_over_its_evaluations():
+def test_a_rival_counts_at_its_best_number_of_evaluations():
     own = [record for task in TASKS for record in scores(PPDM, task, SUBJECTS)]
     rival = [r for task in TASKS for r in scores(WAVELET, task, shifted(-1), steps=4)]
     better = [r for task in TASKS for r in scores(WAVELET, task, shifted(1), steps=250)]
@@ -272,23 +272,23 @@ def test_the_best_of_a_rival_counts_over_its_evaluations():
     assert decided("frequency", [*own, *rival, *better]).verdict == "not supported"
 
 
-def test_an_ordinary_variation_of_the_method_is_not_the_method():
+def test_a_variation_of_the_method_does_not_count_as_the_method():
     varied = Method.from_dict(PPDM.to_dict() | {"kernel": {"type": "brownian", "gamma": 1.0}})
     assert decided("frequency", quality(varied, WAVELET, 1.0)).verdict == "not measured"
 
 
-def test_without_a_grid_the_seam_index_decides_nothing():
+def test_a_seam_index_that_shows_no_seams_decides_nothing():
     found = decided("grid", grids(0.5, 0.1, "seam_index_r2"))
     assert found.verdict == "not measured"
     assert all(effect.passed is None for effect in found.effects)
 
 
-def test_predicted_and_measured_memory_stand_apart():
+def test_predicted_and_measured_memory_are_separate_effects():
     found = decided("order-of-magnitude", [*saving(12), *saving(11, kind="measured")])
     assert [(effect.kind, effect.value) for effect in found.effects] == [("measured", 11), ("predicted", 12)]
 
 
-def test_the_command_writes_what_it_decided_and_repeats_itself(tmp_path):
+def test_the_command_writes_its_verdicts_and_the_same_bytes_when_repeated(tmp_path):
     decides_nothing = replace(peak(PPDM, 32, 1, metric="loss"), source="elsewhere")
     kept(tmp_path / "set", [*saving(12), *quality(PPDM.with_factor(4), FULL_3D, 0.5), decides_nothing])
     code, out, err = run("claims", tmp_path / "set", "--out", tmp_path / "out")
@@ -306,14 +306,14 @@ def test_the_command_writes_what_it_decided_and_repeats_itself(tmp_path):
     assert [(tmp_path / "out" / name).read_bytes() for name in names] == first
 
 
-def test_the_page_names_own_data_where_there_are_some(tmp_path):
+def test_the_page_mentions_own_data_if_there_is_any(tmp_path):
     kept(tmp_path / "set", of_scans([*scores(PPDM, "", shifted(0.5)), *scores(WAVELET, "", SUBJECTS)]))
     assert run("claims", tmp_path / "set", "--out", tmp_path / "out")[0] == 0
     assert "these are phantoms or own data and small budgets" in (tmp_path / "out" / "CLAIMS.md").read_text()
 
 
 @pytest.mark.parametrize(("change", "kept_as_is"), [({"env": {"commit": "other"}}, True), ({"value": 1}, False)])
-def test_records_of_reversibility_change_only_with_their_results(tmp_path, change, kept_as_is):
+def test_records_of_reversibility_are_replaced_only_if_their_values_change(tmp_path, change, kept_as_is):
     file = RecordFile(tmp_path / "claims" / "reversibility.jsonl")
     _record_reversibility(file)
     altered = [replace(record, **change) for record in file.read()]

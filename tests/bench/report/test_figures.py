@@ -1,4 +1,4 @@
-"""Figures, tables and the page, from records alone."""
+"""The paper figures, their tables and the HTML page, made only from records and picture data."""
 
 import os
 import re
@@ -43,7 +43,7 @@ def factor_records():
 
 
 def evidence():
-    """What every figure but those of picture data needs, of two methods."""
+    """Make records of two methods for every figure except those of picture data."""
     parts = ("params", "grads", "optimizer", "inputs", "activations", "workspace")
     for size in (64, 128):
         for method, whole in ((PPDM, 1 << 28), (FULL_3D, 1 << 31)):
@@ -93,7 +93,7 @@ def snapshot(task="mri-t1t2", shape=(16, 20, 24)):
 
 
 def windows(snapshot):
-    """The grey scales of the gallery's pictures, without those of errors."""
+    """Return the grey-scale windows of the gallery's pictures, without those of errors."""
     figure = gallery._figure([snapshot], {}, "double")
     images = [image for axes in figure.axes for image in axes.images]
     return [image.get_clim() for image in images if image.cmap.name == "gray"]
@@ -104,7 +104,7 @@ def test_ct_is_shown_in_two_windows(unit, own):
     whole = snapshot()
     views = [replace(view, unit=unit if view.role == "input" else "") for view in whole.views]
     found = windows(replace(whole, unit="HU", views=views))
-    planes, volumes = 3, 4 if unit else 3  # an input of MR has one picture with its own window
+    planes, volumes = 3, 4 if unit else 3  # an MR input has one picture per plane, with its own window
     for window in ((-160, 240), (-500, 1300)):
         assert found.count(window) == planes * volumes
     assert len(found) == 2 * planes * volumes + own
@@ -113,7 +113,7 @@ def test_ct_is_shown_in_two_windows(unit, own):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Records, picture data, and everything that is made of them, once."""
+    """A folder with records, picture data, and everything that the command makes from them."""
     place = tmp_path_factory.mktemp("figures")
     kept(place / "set", evidence())
     (place / "set" / "log.jsonl").write_text('{"step": 1, "loss": 0.5}\n')
@@ -140,7 +140,7 @@ def test_every_figure_has_a_table_and_a_caption(folder):
     assert "2 subjects of test" in (folder / "once" / "quality-evaluations.caption.md").read_text()
 
 
-def test_every_figure_comes_in_two_columns_width(folder):
+def test_every_figure_can_be_two_columns_wide(folder):
     library = read_library([folder / "set"])
     for exhibit in PAPER_FIGURES:
         assert exhibit.show(library).draw("double").get_figwidth() == 7.16
@@ -165,7 +165,7 @@ assert "torch" not in sys.modules
 
 
 def test_the_same_records_give_the_same_bytes_without_torch(folder):
-    """In a fresh process, with another seed of hashes."""
+    """A new process with another hash seed writes the last four figures and the page."""
     words = [sys.executable, "-c", _AGAIN, str(folder / "set"), str(folder / "twice")]
     env = os.environ | {"PYTHONHASHSEED": "7", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     subprocess.run(words, check=True, env=env)
@@ -179,7 +179,7 @@ def test_the_same_records_give_the_same_bytes_without_torch(folder):
 
 
 class _Page(HTMLParser):
-    """The tags that are open, and every attribute."""
+    """Collects open tags, ids, links and resources of a page."""
 
     def __init__(self):
         super().__init__()
@@ -197,7 +197,7 @@ class _Page(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_page_is_whole_and_each_row_leads_to_its_records(folder):
+def test_the_page_is_self_contained_and_its_links_lead_to_records(folder):
     found = _Page()
     text = (folder / "once" / "report.html").read_text()
     found.feed(text)
@@ -212,7 +212,7 @@ def test_the_page_is_whole_and_each_row_leads_to_its_records(folder):
 
 
 @pytest.mark.usefixtures("unrendered")
-def test_what_is_missing_is_said_and_the_rest_is_drawn(tmp_path):
+def test_missing_records_are_reported_and_the_other_figures_are_drawn(tmp_path):
     kept(tmp_path / "set", [r for r in evidence() if r.command == "memory"][:40])
     code, out, err = run("figures", tmp_path / "set", "--out", tmp_path / "out", "--column", "double")
     assert code == 0
@@ -226,20 +226,20 @@ def test_what_is_missing_is_said_and_the_rest_is_drawn(tmp_path):
     assert not list((tmp_path / "out").glob("gallery*"))
 
 
-def test_every_figure_says_what_it_needs():
+def test_every_figure_without_records_names_a_command_to_run():
     for exhibit in PAPER_FIGURES:
         with pytest.raises(MissingRecords, match="ppdm-bench"):
             exhibit.show(Library(()))
 
 
-def test_bad_places_are_refused(tmp_path):
+def test_absent_empty_and_corrupt_inputs_are_refused(tmp_path):
     assert "does not exist" in refused(1, "figures", tmp_path / "nowhere", "--out", tmp_path / "out")
     assert "no record" in refused(1, "figures", tmp_path, "--out", tmp_path / "out")
     (tmp_path / "snapshot.npz").write_bytes(b"PK\x03\x04 nonsense")
     assert "no picture data" in refused(1, "figures", tmp_path, "--out", tmp_path / "out")
 
 
-def test_a_record_that_stands_twice_counts_once(tmp_path):
+def test_a_record_in_two_files_counts_once(tmp_path):
     records = scores(PPDM, TASKS[0], [1.0, 2.0])
     kept(tmp_path / "a", records)
     kept(tmp_path / "b", records)
@@ -248,7 +248,7 @@ def test_a_record_that_stands_twice_counts_once(tmp_path):
     assert library.reference(library.records[0]).endswith(f"/a/records.jsonl#{records[0].config_id}")
 
 
-def test_picture_data_come_back_and_repeat_themselves(tmp_path):
+def test_picture_data_is_written_with_the_same_bytes_and_read_back(tmp_path):
     whole = snapshot()
     first = write_snapshot(whole, tmp_path / "a.npz").read_bytes()
     assert write_snapshot(whole, tmp_path / "b.npz").read_bytes() == first
@@ -267,13 +267,13 @@ def test_picture_data_come_back_and_repeat_themselves(tmp_path):
             np.testing.assert_allclose(spectrum, wanted, rtol=1e-6)
 
 
-def test_a_pickle_in_picture_data_is_not_opened(tmp_path):
+def test_a_pickle_in_picture_data_is_refused(tmp_path):
     np.savez(tmp_path / "snapshot.npz", about=np.array([object()], dtype=object))
     with pytest.raises(RecordError, match="no picture data"):
         read_snapshot(tmp_path / "snapshot.npz")
 
 
-def test_tables_escape_what_their_format_knows():
+def test_tables_escape_the_special_characters_of_their_format():
     table = Table([Heading("a_b", "a_b, %"), Heading("c", "c", number=True)], [TableRow(("x|y & z_1", None), ("f#1",))])
     assert to_csv(table) == "a_b,c,records\nx|y & z_1,,f#1\n"
     assert to_markdown(table).splitlines()[-1] == "| x\\|y & z_1 | – |"
@@ -281,14 +281,14 @@ def test_tables_escape_what_their_format_knows():
     assert r"a\_b, \%" in to_latex(table)
 
 
-def test_a_negative_number_has_a_minus_and_a_name_keeps_its_hyphen():
+def test_a_negative_number_gets_a_minus_sign_and_a_name_keeps_its_hyphen():
     table = Table([Heading("a", "a"), Heading("b", "b", "{:+.1f}".format, number=True)], [TableRow(("-x", -2.5))])
     assert to_csv(table).splitlines()[-1] == "-x,-2.5,"
     assert to_markdown(table).splitlines()[-1] == "| -x | −2.5 |"
     assert r"-x & $-$2.5 \\" in to_latex(table)
 
 
-def test_a_table_longer_than_a_page_breaks_in_latex():
+def test_a_latex_table_longer_than_a_page_can_break_across_pages():
     def table(rows):
         return to_latex(Table([Heading("a", "name")], [TableRow((str(row),)) for row in range(rows)]))
 
@@ -300,18 +300,18 @@ def test_a_table_longer_than_a_page_breaks_in_latex():
     assert long[-1] == r"\end{longtable}"
 
 
-def test_latex_knows_every_sign_or_names_it():
+def test_latex_replaces_special_characters_or_names_their_code_point():
     assert escape_latex("64³ ±5 % − a→b \\ {x} ~ é ✓") == (
         r"64$^3$ $\pm$5 \% $-$ a$\rightarrow$b \textbackslash{} \{x\} \textasciitilde{} e [U+2713]"
     )
 
 
-def test_a_row_of_another_length_is_refused():
+def test_a_row_with_the_wrong_number_of_cells_is_refused():
     with pytest.raises(ValueError, match="2 cells under 1 headings"):
         Table([Heading("a", "a")], [TableRow((1, 2))])
 
 
-def test_published_peaks_are_told_apart_by_what_is_stated_of_them(tmp_path):
+def test_published_peaks_are_grouped_by_whether_gpu_and_release_are_stated(tmp_path):
     stated = replace(
         peak(PPDM, 64, 1 << 30, kind="published"), source="one, a page", env={"gpu": "A", "torch": "2.9.0"}
     )
@@ -338,7 +338,7 @@ def labels(axes):
     return [text.get_text() for text in axes.texts if text.get_text()]
 
 
-def test_a_method_has_the_memory_of_its_largest_phase():
+def test_a_method_is_shown_with_the_memory_of_its_largest_phase():
     records = [r for method in (PPDM, FULL_3D) for r in scores(method, TASKS[0], [30.0, 31.0])]
     records += [peak(PPDM, 64, 1 << 30), peak(FULL_3D, 64, 4 << 30)]
     records += [peak(PPDM, 64, 6 << 30, phase="autoencoder_train"), peak(FULL_3D, 64, 2 << 30, phase="sample")]
@@ -353,7 +353,7 @@ def test_a_method_has_the_memory_of_its_largest_phase():
 
 
 @pytest.mark.parametrize("complete", [True, False])
-def test_points_have_the_memory_of_their_own_network_if_all_have_one(complete):
+def test_points_use_the_memory_of_their_own_network_if_all_have_one(complete):
     small = [method.with_network(width=16) for method in (PPDM, FULL_3D)]
     records = [r for method in small for r in scores(method, TASKS[0], [30.0, 31.0])]
     records += [peak(PPDM, 64, 8 << 30), peak(FULL_3D, 64, 32 << 30)]
@@ -363,7 +363,7 @@ def test_points_have_the_memory_of_their_own_network_if_all_have_one(complete):
     assert [line.cells[at] for line in shown.table.rows] == ([2 << 30, 9 << 30] if complete else [8 << 30, 32 << 30])
 
 
-def test_a_method_has_its_best_number_of_evaluations_beside_its_memory():
+def test_quality_against_memory_uses_the_best_number_of_evaluations():
     records = [r for steps, gain in ((1, 5), (2, 7), (4, 6)) for r in scores(PPDM, TASKS[0], [gain] * 2, steps=steps)]
     shown, _ = exhibit("quality-memory", [*records, peak(PPDM, 64, 1 << 30)])
     at = [heading.key for heading in shown.table.headings].index("evaluations")
@@ -404,7 +404,7 @@ def test_factors_of_one_width_are_no_figure():
         exhibit("factors", costless)
 
 
-def test_a_figure_of_sizes_has_one_width_and_its_table_has_all():
+def test_the_resolution_figure_has_one_width_and_its_table_has_all_widths():
     wide = [peak(PPDM.with_network(width=width), size, size << 20) for width in (16, 64) for size in (32, 64)]
     shown, _ = exhibit("memory-resolution", [*wide, peak(PPDM, 96, 96 << 20)])
     assert "32³, 64³, 96³ voxels" in shown.about
@@ -412,7 +412,7 @@ def test_a_figure_of_sizes_has_one_width_and_its_table_has_all():
     assert "width 64" in shown.about
 
 
-def test_a_panel_for_each_task_shows_one_curve_for_each_method_and_representation():
+def test_each_task_has_a_panel_with_a_curve_per_method_and_representation():
     records = [
         record
         for task in TASKS[:2]
@@ -424,11 +424,11 @@ def test_a_panel_for_each_task_shows_one_curve_for_each_method_and_representatio
     shown, figure = exhibit("quality-evaluations", [*records, *single])
     assert [axes.get_title().split(",")[0] for axes in figure.axes] == list(TASKS[:2])
     assert [labels(axes) for axes in figure.axes] == [["ppdm r=2", "ddpm3d"]] * 2
-    assert len(shown.table.rows) == 14  # the table has all
+    assert len(shown.table.rows) == 14  # the table has all methods and tasks
     assert "2 of 3" in shown.about
 
 
-def test_seams_are_drawn_by_the_border_ratio_and_without_it_by_the_seam_index():
+def test_seams_are_drawn_by_border_ratio_if_recorded_else_by_seam_index():
     index, ratio = ([task, f"{metric}_r2"] for task, metric in zip(TASKS, ("seam_index", "border_ratio"), strict=False))
     records = [
         record
@@ -444,7 +444,7 @@ def test_seams_are_drawn_by_the_border_ratio_and_without_it_by_the_seam_index():
         assert label.split(" (")[0].capitalize() in shown.about
 
 
-def test_captions_tell_phantoms_from_own_data():
+def test_captions_distinguish_phantoms_from_own_data():
     runs = [r for method in (PPDM, FULL_3D) for n in (1, 4) for r in scores(method, TASKS[0], [30.0, 31.0], steps=n)]
     first, *others = of_scans(runs)
     grids = [
@@ -476,7 +476,7 @@ def test_captions_tell_phantoms_from_own_data():
     assert note.replace("phantoms", f"phantoms ({TASKS[0]})") in exhibit("ablation", mixed)[0].about
 
 
-def test_time_of_a_task_belongs_to_its_own_volumes():
+def test_times_measured_on_one_task_are_used_only_for_that_task():
     records = [r for method in (PPDM, FULL_3D) for task in TASKS[:2] for r in scores(method, task, [30.0, 31.0])]
     timed = [timing(method, 4, [seconds]) for method, seconds in ((PPDM, 1.0), (FULL_3D, 3.0))]
     about = records[0].options
@@ -486,13 +486,13 @@ def test_time_of_a_task_belongs_to_its_own_volumes():
     assert [axes.get_xlabel() for axes in figure.axes] == ["time per volume (s)"]
 
 
-def test_times_are_those_of_the_device_that_has_the_most_and_predicted_ones_are_hollow():
+def test_times_are_of_the_device_with_the_most_and_predicted_ones_are_hollow():
     records = [r for method in (PPDM, FULL_3D) for r in scores(method, TASKS[0], [30.0, 31.0])]
     here = timing(PPDM, 4, [9.0])
     card = [
         replace(timing(method, 4, [1.0]), kind="predicted", env={"target_gpu": "A100"}) for method in (PPDM, FULL_3D)
     ]
-    other = timing(PPDM.with_network(width=16), 4, [5.0])  # a network that has no score
+    other = timing(PPDM.with_network(width=16), 4, [5.0])  # a network without scores
     shown, figure = exhibit("quality-seconds", [*records, *card, here, other])
     assert "predicted time of one translation of 64×64×64 voxels (A100)" in shown.about
     (axes,) = figure.axes
@@ -501,7 +501,7 @@ def test_times_are_those_of_the_device_that_has_the_most_and_predicted_ones_are_
     assert [line.get_xdata()[0] for line in axes.lines if line.get_marker() != "None"] == [9]  # measured comes first
 
 
-def test_curves_that_cover_one_another_share_a_dashed_line_and_all_have_their_names():
+def test_overlapping_curves_are_dashed_and_each_has_its_label():
     records = [peak(m, size, (1 << 24) * size) for m in (PPDM, WAVELET) for size in (64, 128)]
     records += [peak(FULL_3D, size, (1 << 27) * size) for size in (64, 128)]
     _, figure = exhibit("memory-resolution", [*records, *(replace(r, phase="sample") for r in records)])
@@ -513,7 +513,7 @@ def test_curves_that_cover_one_another_share_a_dashed_line_and_all_have_their_na
 
 
 @pytest.mark.parametrize(("scale", "expected"), [(1, ["20", "", "", "80"]), (1500, ["", "100000"])])
-def test_labels_of_a_narrow_scale_do_not_touch(scale, expected):
+def test_tick_labels_of_a_narrow_colour_bar_do_not_touch(scale, expected):
     whole = snapshot()
     views = [
         replace(view, sections={plane: scale * picture for plane, picture in view.sections.items()})

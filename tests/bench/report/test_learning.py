@@ -1,4 +1,4 @@
-"""Learning curves, from records alone."""
+"""Learning curves, made from records."""
 
 from dataclasses import replace
 
@@ -25,7 +25,7 @@ def test_a_curve_has_the_mean_of_subjects_and_seeds_at_each_share():
     assert found.late_gain == 0.5
 
 
-def test_the_late_gain_is_that_of_the_last_third():
+def test_the_late_gain_is_that_of_the_last_third_of_the_training():
     (of_six,) = curves_of([*curve(PPDM, "t", [1, 2, 3, 4, 5, 7])])
     assert of_six.late_gain == 3  # from 4/6 to the end
     (of_four,) = curves_of([*curve(PPDM, "t", [1, 2, 3, 4])])
@@ -34,12 +34,12 @@ def test_the_late_gain_is_that_of_the_last_third():
     assert of_end.late_gain is None
 
 
-def test_each_method_is_drawn_at_its_best_evaluations_over_its_time():
+def test_each_method_is_drawn_at_its_best_evaluations_against_training_time():
     records = [the_input("t", 5), *curve(FULL_3D, "t", [6, 8, 9], seconds=120)]
     for steps, end in ((1, 21), (4, 22)):
         records += curve(PPDM, "t", [10, 20, end], seconds=120, steps=steps)
     shown = show(Library((*records,)))
-    assert [line.cells[3] for line in shown.table.rows] == [4, 1, 4]  # the table has all
+    assert [line.cells[3] for line in shown.table.rows] == [4, 1, 4]  # the table has all numbers of evaluations
     figure = shown.draw("single")
     (axes,) = figure.axes
     curves = [line for line in axes.lines if len(line.get_xdata()) == 3]
@@ -48,16 +48,16 @@ def test_each_method_is_drawn_at_its_best_evaluations_over_its_time():
     assert axes.get_xlabel() == "training time (min)"
     assert [line.get_ydata()[0] for line in axes.lines if len(line.get_xdata()) == 2] == [5]
     assert {text.get_text() for text in figure.legends[0].get_texts()} == {"ddpm3d", "ppdm r=2"}
-    assert len({line.get_marker() for line in curves}) == 2  # not by colour alone
+    assert len({line.get_marker() for line in curves}) == 2  # markers differ, and not only colours
 
 
-def test_without_a_time_the_axis_has_steps():
+def test_without_training_times_the_axis_shows_steps():
     (axes,) = show(Library((*curve(PPDM, "t", [10, 20], of=600),))).draw("double").axes
     assert axes.get_xlabel() == "training steps"
     assert [*axes.lines[0].get_xdata()] == [300, 600]
 
 
-def test_records_on_a_curve_are_no_points_of_other_figures():
+def test_records_of_a_learning_curve_are_not_points_of_other_figures():
     assert Library((*curve(PPDM, "t", [10, 20]),)).points == ()
     options = {"curve": {"share": 1, "of": 2}}
     failed = Record(kind="measured", subject="s", metric="psnr", status="error", reason="no", options=options)

@@ -1,4 +1,4 @@
-"""Errors while something is made from records: faults of the data and faults of the code are not the same."""
+"""Errors while a figure is made: altered records are reported as such, and errors of the code are not hidden."""
 
 import math
 
@@ -25,7 +25,7 @@ def _an_option_that_is_missing():
 @pytest.mark.parametrize(
     "use", [_options_of_another_form, _an_option_without_a_method, _an_option_that_is_missing], ids=lambda f: f.__name__
 )
-def test_options_of_another_form_are_a_fault_of_the_records(use):
+def test_options_of_an_unexpected_form_are_reported_as_altered_records(use):
     with (
         pytest.raises(RecordError, match="a figure: the options of a record do not have the form"),
         reporting_altered_records("a figure"),
@@ -33,14 +33,14 @@ def test_options_of_another_form_are_a_fault_of_the_records(use):
         use()
 
 
-def test_a_name_that_does_not_exist_is_a_fault_of_the_code():
+def test_an_attribute_that_does_not_exist_is_an_error_of_the_code():
     with pytest.raises(AttributeError, match="metrik"), reporting_altered_records("a figure"):
         RECORD.metrik  # noqa: B018
     with pytest.raises(AttributeError, match="squareroot"), reporting_altered_records("a figure"):
         math.squareroot(2)
 
 
-def test_a_wrong_argument_is_a_fault_of_the_code():
+def test_a_wrong_argument_is_an_error_of_the_code():
     with pytest.raises(TypeError, match="unexpected keyword"), reporting_altered_records("a figure"):
         Record.from_json(txt="{}")
     with pytest.raises(TypeError, match="missing 1 required"), reporting_altered_records("a figure"):

@@ -1,4 +1,4 @@
-"""Predicted against measured peaks of our own methods, from records made up as a machine with a GPU leaves them."""
+"""Predicted against measured peaks of our own methods, from synthetic records like those of a machine with a GPU."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CARD = {"gpu": "NVIDIA H100 80GB HBM3", "torch": "2.11.0+cu126"}
 
 
 def record(method: str, size: int, gibibytes: float, kind: str, **other: Any) -> Record:
-    """A peak as the command `memory` records it: predicted for a release, measured with a build of it."""
+    """Return a peak like a record of `memory`: predicted for a release of PyTorch, measured with a build of it."""
     env = CARD if kind == "measured" else {**CARD, "torch": "2.11.0", "capacity": 80 * GIB}
     common: dict[str, Any] = {"shape": (size,) * 3, "batch_size": 1, "precision": "fp32", "device": "cuda"}
     common |= {"metric": "peak_allocated", "phase": "train", "env": env, "command": "memory"}
@@ -44,7 +44,7 @@ RECORDS = [
 ]
 
 
-def test_errors_stand_by_method_and_size() -> None:
+def test_the_table_has_errors_by_method_and_size() -> None:
     lines = measured_table(RECORDS).splitlines()
     assert "(NVIDIA H100 80GB HBM3, torch 2.11.0+cu126)" in lines[0]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
@@ -57,7 +57,7 @@ def test_errors_stand_by_method_and_size() -> None:
     ]
 
 
-def test_the_picture_shows_each_pair_and_its_error(tmp_path: Path) -> None:
+def test_the_figure_shows_each_pair_and_its_error(tmp_path: Path) -> None:
     drawn = measured_figure(RECORDS)
     scatter, allocated, reserved = drawn.axes
     points = {tuple(p) for line in scatter.lines[1:] for p in np.round(line.get_xydata(), 6).tolist()}
@@ -76,13 +76,13 @@ def test_without_reserved_memory_there_is_one_panel_of_errors() -> None:
 
 
 @pytest.mark.parametrize("make", [measured_figure, measured_table])
-def test_a_prediction_alone_is_nothing_to_compare(make: Any) -> None:
+def test_records_without_a_pair_of_peaks_are_refused(make: Any) -> None:
     with pytest.raises(ValueError, match="there is nothing to compare"):
         make([one for one in RECORDS if one.kind == "predicted" or one.method == "lonely"])
 
 
-def test_the_main_table_prints_measured_rows_with_their_error() -> None:
-    """Where there are measurements, the table of the README has them, beside what was predicted."""
+def test_the_main_table_has_measured_rows_with_the_error_of_the_prediction() -> None:
+    """If there are measurements, the table of the README has a measured row in addition to the predicted one."""
     shown = table.memory_page(table.memory_table([one for one in RECORDS if one.shape == (64,) * 3])).to_markdown()
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in shown.splitlines() if "puzzle" in line]
     head = next([c.strip() for c in line.strip("|").split("|")] for line in shown.splitlines() if "| kind" in line)

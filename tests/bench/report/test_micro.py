@@ -1,4 +1,4 @@
-"""The table of micro-benchmarks and the comparison of two runs, on runs that are made up."""
+"""The table of micro-benchmarks and the comparison of two runs, with synthetic runs."""
 
 import json
 from copy import deepcopy
@@ -11,7 +11,7 @@ ENVIRONMENT = {"cpu": "C", "threads": 2, "torch": "2.13", "python": "3.11", "com
 
 
 def raw():
-    """What pytest-benchmark writes, of which most is not kept."""
+    """Return a run as pytest-benchmark writes it; most of it is not kept."""
     puzzle = {
         "name": "test_puzzle[2-64]",
         "group": "puzzle",
@@ -30,7 +30,7 @@ def raw():
 
 
 def run(**times):
-    """A kept run; ``puzzle`` are quartiles of its seconds, ``ratio`` those to a copy."""
+    """Return a kept run; ``puzzle`` are the quartiles of its seconds, ``ratio`` those of its ratio to a copy."""
     made = micro.trimmed(raw())
     found = made["benchmarks"]["puzzle: puzzle [2-64]"]
     found["seconds"] = times.get("puzzle", found["seconds"])
@@ -38,7 +38,7 @@ def run(**times):
     return made
 
 
-def test_what_is_kept_is_small_and_names_no_machine():
+def test_the_kept_part_of_a_run_is_small_and_names_no_machine():
     kept = micro.trimmed(raw())
     assert kept["environment"] == ENVIRONMENT
     assert list(kept["benchmarks"]) == ["puzzle: puzzle [2-64]", "projector: forward"]
@@ -47,7 +47,7 @@ def test_what_is_kept_is_small_and_names_no_machine():
     assert '"data"' not in json.dumps(kept)
 
 
-def test_the_table_has_a_row_for_each_pair():
+def test_the_table_has_a_row_per_benchmark_and_compared_library():
     text = micro.micro_page(micro.trimmed(raw())).to_markdown()
     assert (
         "| puzzle: puzzle [2-64] | 2.00 (1.90 to 2.11) | copy | 1.00 (0.900 to 1.10) | 2.00× (1.90× to 2.10×) | 50% |"
@@ -68,12 +68,12 @@ def test_the_table_has_a_row_for_each_pair():
         ({}, []),
         ({"puzzle": [0.0029, 0.003, 0.0031]}, ["puzzle: puzzle [2-64]: slower, 1.50 times as long"]),
         ({"puzzle": [0.0009, 0.001, 0.0011]}, ["puzzle: puzzle [2-64]: faster, 0.50 times as long"]),
-        ({"puzzle": [0.0020, 0.003, 0.0040]}, []),  # the middle halves overlap: it may be noise
-        ({"puzzle": [0.00212, 0.00213, 0.00214]}, []),  # sure, but small
+        ({"puzzle": [0.0020, 0.003, 0.0040]}, []),  # the interquartile ranges overlap, so it may be noise
+        ({"puzzle": [0.00212, 0.00213, 0.00214]}, []),  # the ranges do not overlap, but the change is small
         ({"ratio": [3.9, 4.0, 4.1]}, ["puzzle: puzzle [2-64] relative to copy: slower, 2.00 times as long"]),
     ],
 )
-def test_a_change_is_told_if_it_is_large_and_no_noise(times, words):
+def test_a_change_is_reported_if_it_is_large_and_not_noise(times, words):
     head, *told = micro.compare(run(**times), run())
     assert told == words
     assert head.startswith("Against the saved run (times and ratios)")
@@ -88,13 +88,13 @@ def test_on_another_machine_only_ratios_are_compared():
     assert told == ["puzzle: puzzle [2-64] relative to copy: slower, 2.00 times as long"]
 
 
-def test_a_benchmark_that_is_gone_is_told():
+def test_a_benchmark_that_is_missing_is_reported():
     less = deepcopy(run())
     del less["benchmarks"]["projector: forward"]
     assert micro.compare(less, run())[1:] == ["projector: forward: not in this run"]
 
 
-def test_a_run_is_kept_with_its_table_and_compared_with_the_one_it_replaces(tmp_path, capsys):
+def test_a_run_is_saved_with_its_table_and_compared_with_the_one_it_replaces(tmp_path, capsys):
     (tmp_path / "raw.json").write_text(json.dumps(raw()))
     words = [
         str(tmp_path / "raw.json"),
@@ -114,6 +114,6 @@ def test_a_run_is_kept_with_its_table_and_compared_with_the_one_it_replaces(tmp_
     assert "projector: forward: faster" in capsys.readouterr().out
 
 
-def test_what_is_no_run_is_refused():
+def test_json_that_is_not_a_run_is_refused():
     with pytest.raises(ValueError, match="pytest-benchmark wrote for benchmarks/micro"):
         micro.trimmed({"benchmarks": []})

@@ -1,4 +1,4 @@
-"""Figures of quality: the values of every subject, and the names of the configurations."""
+"""Figures of quality: values of every subject, and names of the configurations."""
 
 import pytest
 
@@ -11,7 +11,7 @@ METRICS = {"psnr": "dB", "ssim": "1", "nmae": "1", "nrmse": "1", "sharpness": "1
 
 
 def records(variants, subjects=("s1", "s2", "s3"), steps=(1, 4)):
-    """The input, and every variant at so many evaluations; the values say which."""
+    """Return records of the input and of every variant; the values encode variant, evaluations and subject."""
     found = [
         Record(kind="measured", method="input", metric=metric, unit=unit, value=-100.0, subject=subject, task="t")
         for metric, unit in METRICS.items()
@@ -38,7 +38,7 @@ def records(variants, subjects=("s1", "s2", "s3"), steps=(1, 4)):
 
 
 def dots(axes):
-    """The values of the subjects by row."""
+    """Return the sorted values of the subjects, by row."""
     return [sorted(dots.get_offsets()[:, 0].tolist()) for dots in axes.collections if len(dots.get_offsets())]
 
 
@@ -51,7 +51,7 @@ def names(axes):
     return [tick.get_text() for tick in axes.get_yticklabels()]
 
 
-def test_a_row_a_configuration_and_what_averages_hide_among_the_columns():
+def test_each_configuration_has_a_row_and_sharpness_and_seams_have_columns():
     figure = subjects_figure(records([f"r=2 m={k}" for k in range(9)]), "t")
     assert [axes.get_title() for axes in figure.axes] == [
         "PSNR (dB) ↑",
@@ -62,10 +62,10 @@ def test_a_row_a_configuration_and_what_averages_hide_among_the_columns():
     assert names(figure.axes[0]) == [f"m={k}" for k in range(9)]
     assert len(dots(figure.axes[0])) == 9
     assert all(len(axes.get_xticklabels()) > 1 for axes in figure.axes)
-    assert {(axes.get_xlabel(), axes.get_ylabel()) for axes in figure.axes} == {("", "")}  # no keys of records
+    assert {(axes.get_xlabel(), axes.get_ylabel()) for axes in figure.axes} == {("", "")}  # no names of data columns
 
 
-def test_the_best_number_of_evaluations_counts_and_few_configurations_stand_beside_the_input():
+def test_few_configurations_are_shown_at_their_best_evaluations_with_the_input():
     axes = subjects_figure(records(["a", "b"]), "t").axes[0]
     assert names(axes) == ["input", "ppdm a", "ppdm b"]
     expected = [[-100] * 3, [40, 40.1, 40.2], [41, 41.1, 41.2]]
@@ -74,13 +74,13 @@ def test_the_best_number_of_evaluations_counts_and_few_configurations_stand_besi
     assert [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == "-"] == [pytest.approx(40.1)]
 
 
-def test_of_many_configurations_the_input_is_left_out():
+def test_with_many_configurations_the_input_is_left_out():
     axes = subjects_figure(records([f"m={k}" for k in range(7)]), "t").axes[0]
     assert names(axes) == [f"m={k}" for k in range(7)]
     assert min(means(axes).values()) > 0
 
 
-def test_curves_have_plain_names_and_numbers_of_evaluations():
+def test_the_axes_of_curves_have_a_plain_name_and_plain_numbers():
     figure = evaluations_figure(records(["a"], steps=(1, 4, 250)), "t")
     assert {(axes.get_xlabel(), axes.get_ylabel()) for axes in figure.axes} == {("network evaluations", "")}
     figure.draw_without_rendering()
@@ -92,7 +92,7 @@ def test_categories_are_not_joined_by_lines():
         assert all(len(set(line.get_xdata())) == 1 for line in axes.lines if line.get_linestyle() != "None")
 
 
-def test_a_label_that_all_share_keeps_its_words():
+def test_a_label_that_consists_only_of_common_words_keeps_them():
     assert without_common_words(["ppdm r=2", "ppdm r=2 kernel=i2sb"]) == ["ppdm r=2", "kernel=i2sb"]
 
 
@@ -112,12 +112,12 @@ def test_a_label_that_all_share_keeps_its_words():
         ("sampling.noise=none", "sampling noise none"),
     ],
 )
-def test_settings_have_words(label, words):
+def test_settings_are_written_in_words(label, words):
     assert plain_label(label) == words
 
 
 @pytest.mark.slow
-def test_all_names_are_inside_the_figure(tmp_path):
+def test_the_names_of_all_rows_lie_inside_the_figure(tmp_path):
     names = [f"r=2 optimisation.learning_rate=0.001+window.concatenate=false+kernel.gamma={k}" for k in range(8)]
     figure = subjects_figure(records(names), "t")
     save(figure, tmp_path / "subjects")
@@ -127,6 +127,6 @@ def test_all_names_are_inside_the_figure(tmp_path):
         assert 0 <= box.x0 < box.x1 <= width
 
 
-def test_nothing_to_draw():
+def test_a_figure_without_records_is_refused():
     with pytest.raises(ValueError, match="nothing to draw"):
         subjects_figure([], "t")

@@ -1,4 +1,4 @@
-"""The renderer of tables: text that fits a terminal, chosen columns, LaTeX for a paper, notes of the columns shown."""
+"""The renderer of tables: text that fits a terminal, chosen columns, LaTeX for a paper, and notes on shown columns."""
 
 import pytest
 
@@ -21,7 +21,7 @@ def lengths(text):
     return [len(line) for line in text.splitlines()]
 
 
-def test_a_table_with_room_has_every_column_in_one_line_per_row():
+def test_with_enough_width_every_column_is_shown_in_one_line_per_row():
     assert to_text(table()).splitlines() == [
         "method  kind       peak GiB  ratio to the reference  reserved GiB",
         "------  ---------  --------  ----------------------  ------------",
@@ -30,7 +30,7 @@ def test_a_table_with_room_has_every_column_in_one_line_per_row():
     ]
 
 
-def test_headings_are_folded_before_columns_are_left_out():
+def test_headings_are_wrapped_before_columns_are_left_out():
     text = Page([table()]).to_text(width=50)
     assert "reserved" in text
     assert "Not shown" not in text
@@ -50,7 +50,7 @@ def test_columns_are_left_out_by_rank_with_their_values_and_notes():
     ]
 
 
-def test_long_words_are_folded_and_numbers_are_not():
+def test_long_text_is_wrapped_and_numbers_are_not():
     number = Heading("n", "n", number=True)
     wide = Table([Heading("a", "a"), number], [TableRow(("many words of a reason " * 9, 123456789012))])
     text = to_text(wide, width=60)
@@ -59,20 +59,20 @@ def test_long_words_are_folded_and_numbers_are_not():
 
 
 @pytest.mark.parametrize("name", ["reserved", "reserved GiB", "RESERVED gib"])
-def test_chosen_columns_stand_beside_the_first(name):
+def test_chosen_columns_are_shown_after_the_first_column(name):
     text = Page([table()]).to_text([name])
     assert text.split()[:3] == ["method", "reserved", "GiB"]
     assert "peak" not in text
     assert "Ratio: to full." not in text
 
 
-def test_a_column_that_does_not_exist_is_reported_and_nothing_is_lost():
+def test_a_column_that_does_not_exist_is_reported_and_the_table_is_shown():
     text = Page([table()]).to_text(["nothing"])
     assert "No column is called nothing; there are: method, kind, peak GiB" in text
     assert "8.00" in text
 
 
-def test_latex_has_the_best_in_bold_and_no_word_repeated_in_every_row():
+def test_latex_has_the_best_in_bold_and_states_constant_columns_once():
     latex = to_latex(table())
     assert r"puzzle & \textbf{2.00}" in latex
     assert r"full & 8.00" in latex
@@ -81,14 +81,14 @@ def test_latex_has_the_best_in_bold_and_no_word_repeated_in_every_row():
     assert "reserved" not in latex  # a column of rank 2
 
 
-def test_the_best_is_found_among_comparable_rows():
+def test_the_best_value_is_marked_in_each_group_of_comparable_rows():
     headings = [Heading("task", "task"), Heading("psnr", "PSNR dB ↑", number=True), Heading("x", "x")]
     values = [("mri", 20), ("mri", 30), ("pet", 40), ("pet", 35), ("ct", 10)]
     latex = to_latex(Table(headings, [TableRow((*value, n)) for n, value in enumerate(values)], within=["task"]))
     assert [n for n in (20, 30, 40, 35, 10) if rf"\textbf{{{n}}}" in latex] == [30, 40]
 
 
-def test_a_cell_has_its_own_text_for_people_and_its_value_for_programs():
+def test_a_text_cell_has_its_text_in_the_terminal_and_its_value_in_csv():
     one = Table(
         [Heading("peak", "peak GiB", "{:.1f}".format, number=True)], [TableRow((TextCell(155.0, "155.0 OOM"),))]
     )
@@ -96,7 +96,7 @@ def test_a_cell_has_its_own_text_for_people_and_its_value_for_programs():
     assert "155.0 OOM" in to_text(one)
 
 
-def test_the_same_table_without_rows():
+def test_a_table_without_rows_can_be_rendered():
     empty = Table(table().headings, [])
     assert empty.without_empty() == empty
     assert to_text(empty).split()[0] == "method"

@@ -1,4 +1,4 @@
-"""Tables and figures: hand-made records, numbers worked out by hand."""
+"""Tables and figures of memory: hand-written records, and expected numbers computed by hand."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ GIB = 2**30
 
 
 def peak(method: str, phase: str, size: float | None, kind: str = "measured", **other: Any) -> Record:
-    """A peak of so many GiB of a 64³ run."""
+    """Return a record of a peak of `size` GiB for a volume of 64³."""
     common: dict[str, Any] = {"shape": (64, 64, 64), "batch_size": 1, "precision": "fp32", "device": "cuda"}
     value = None if size is None else round(size * GIB)
     fields = {"metric": "peak_allocated", "method": method, "phase": phase, "kind": kind, "value": value}
@@ -68,7 +68,7 @@ def cell(frame: pd.DataFrame, column: str, **where: str) -> Any:
 # Units
 
 
-def test_numbers_are_shown_as_people_read_them() -> None:
+def test_numbers_are_rounded_and_get_readable_units() -> None:
     assert [units.gib(x * GIB) for x in (155, 20.128, 0.8, 0.0512345, 0)] == ["155.00", "20.13", "0.800", "0.0512", "0"]
     assert [units.significant(x) for x in (9.999, 0.00009999, 1234, -0.5)] == ["10.0", "0.000100", "1234", "-0.500"]
     assert [units.count(x) for x in (26_100_000, 1_234, 999, 2.5e9)] == ["26.1 M", "1.23 k", "999", "2.50 G"]
@@ -81,7 +81,7 @@ def test_numbers_are_shown_as_people_read_them() -> None:
     ]
 
 
-def test_a_long_name_is_broken_where_it_may_be() -> None:
+def test_a_long_name_is_broken_at_blanks_and_plus_signs() -> None:
     assert style.wrap_label("ppdm r=2", 8) == "ppdm r=2"
     name = "ppdm r=2 network.compile=true+network.channels_last=true"
     assert style.wrap_label(name, 29).split("\n") == ["ppdm r=2", "network.compile=true+", "network.channels_last=true"]
@@ -91,7 +91,7 @@ def test_a_long_name_is_broken_where_it_may_be() -> None:
 # The table
 
 
-def test_a_row_a_configuration_and_a_column_a_phase() -> None:
+def test_the_table_has_a_row_per_configuration_and_columns_per_phase() -> None:
     frame = table.memory_table(SMALL)
     assert list(frame["method"]) == ["full", "puzzle"]
     assert cell(frame, "train_peak_allocated", method="puzzle") == 2 * GIB
@@ -105,7 +105,7 @@ def test_a_row_a_configuration_and_a_column_a_phase() -> None:
     assert "sample_peak_reserved" not in frame
 
 
-def test_what_is_to_be_said_of_a_peak_that_was_found_stands_below_the_table() -> None:
+def test_the_reason_of_a_successful_record_is_a_note_below_the_table() -> None:
     note = "for the uncompiled network; the compiler can change its memory"
     frame = table.memory_table([*SMALL, peak("compiled", "train", 2, reason=note)])
     assert (cell(frame, "train_status", method="compiled"), cell(frame, "train_reason", method="compiled")) == (
@@ -115,7 +115,7 @@ def test_what_is_to_be_said_of_a_peak_that_was_found_stands_below_the_table() ->
     assert f"compiled, measured, train: {note}" in table.memory_page(frame).to_markdown()
 
 
-def test_ratios_are_against_the_reference_of_the_same_conditions() -> None:
+def test_ratios_are_relative_to_the_reference_with_the_same_settings() -> None:
     records = [*SMALL, peak("full", "train", 8, precision="bf16"), peak("puzzle", "train", 1.6, precision="bf16")]
     frame = table.memory_table(records, reference="full")
     assert cell(frame, "train_ratio", method="puzzle", precision="fp32") == 2 / 16
@@ -125,7 +125,7 @@ def test_ratios_are_against_the_reference_of_the_same_conditions() -> None:
     assert math.isnan(cell(frame, "sample_ratio", method="puzzle", precision="bf16"))
 
 
-def test_checkpointing_is_compared_with_the_plain_reference() -> None:
+def test_runs_with_checkpointing_are_compared_with_the_plain_reference() -> None:
     records = [
         peak("full", "train", 9, checkpointing="block"),
         peak("full", "train", 16),
@@ -137,7 +137,7 @@ def test_checkpointing_is_compared_with_the_plain_reference() -> None:
     assert set(frame["ratio_reference"]) == {"full, checkpointing none"}
 
 
-def test_of_several_references_the_one_of_the_same_variant_counts() -> None:
+def test_of_several_references_the_one_of_the_same_variant_is_used() -> None:
     records = [peak(m, "train", size, variant=v) for m, v, size in (("full", "authors", 20), ("full", "matched", 10))]
     records += [peak("patch", "train", 5, variant="matched"), peak("patch", "train", 5, variant="other")]
     frame = table.memory_table(records, reference="full")
@@ -152,11 +152,11 @@ def test_predicted_and_measured_never_share_a_row() -> None:
         assert len(frame) == 4
         assert cell(frame, "train_peak_allocated", method="puzzle", kind="measured") == 2 * GIB
         assert cell(frame, "train_ratio", method="puzzle", kind="predicted") == pytest.approx(1.9 / 16.4)
-        # The prediction of sampling has no predicted reference, and the measured one is not lent to it.
+        # Sampling has no predicted reference, and a prediction is not compared with the measured one.
         assert math.isnan(cell(frame, "sample_ratio", method="puzzle", kind="predicted"))
 
 
-def test_the_measured_row_bears_the_error_of_its_prediction() -> None:
+def test_the_measured_row_has_the_error_of_its_prediction() -> None:
     frame = table.memory_table(SMALL + PREDICTED)
     assert cell(frame, "train_prediction_error", method="puzzle", kind="measured") == pytest.approx(1.9 / 2 - 1)
     assert cell(frame, "train_prediction_error", method="full", kind="measured") == pytest.approx(0.025)
@@ -164,19 +164,19 @@ def test_the_measured_row_bears_the_error_of_its_prediction() -> None:
     assert math.isnan(cell(frame, "train_prediction_error", method="full", kind="predicted"))
 
 
-def test_a_prediction_is_not_held_against_what_others_published() -> None:
+def test_the_memory_table_compares_no_prediction_with_a_published_peak() -> None:
     records = [peak("full", "train", 16, "published"), peak("full", "train", 15, "predicted")]
     assert "train_prediction_error" not in table.memory_table(records)
 
 
-def test_a_prediction_for_a_gpu_is_not_held_against_the_cpu() -> None:
+def test_a_prediction_for_a_gpu_is_not_compared_with_a_run_on_the_cpu() -> None:
     records = [peak("full", "train", 16, device="cpu"), peak("full", "train", 15, "predicted", device="cuda")]
     assert "train_prediction_error" not in table.memory_table(records)
     records.append(peak("full", "train", 8, "predicted", device="cpu"))
     assert set(table.memory_table(records)["train_prediction_error"].dropna()) == {-0.5}
 
 
-def test_what_fits_is_told_by_reserved_memory_where_it_is_known() -> None:
+def test_reserved_memory_decides_what_fits_if_it_is_known() -> None:
     records = [*SMALL, failed("other", "train", "no")]
     frame = table.memory_table(records, budget=round(2.2 * GIB))
     assert not cell(frame, "train_fits", method="puzzle")
@@ -185,7 +185,7 @@ def test_what_fits_is_told_by_reserved_memory_where_it_is_known() -> None:
     assert cell(table.memory_table(records, budget=round(2.5 * GIB)), "train_fits", method="puzzle")
 
 
-def test_what_fits_is_the_verdict_of_a_prediction_that_was_made_for_the_budget() -> None:
+def test_a_prediction_for_exactly_this_budget_decides_what_fits() -> None:
     env, budget = {"capacity": 10 * GIB}, 10 * GIB
     tight = [
         peak("tight", "train", size, "predicted", env=env, metric=m)
@@ -198,7 +198,7 @@ def test_what_fits_is_the_verdict_of_a_prediction_that_was_made_for_the_budget()
     assert not cell(table.memory_table(tight, budget=11 * GIB), "train_fits", method="tight")
 
 
-def test_what_of_a_prediction_is_assumed_is_told_and_shown_where_it_is_asked_for() -> None:
+def test_the_assumed_part_of_a_prediction_is_noted_and_shown_on_request() -> None:
     records = [*PREDICTED, peak("puzzle", "train", 0.475, "predicted", variant="r=2", metric="assumed")]
     frame = table.memory_table(records)
     assert cell(frame, "train_assumed", method="puzzle") == round(0.475 * GIB)
@@ -209,7 +209,7 @@ def test_what_of_a_prediction_is_assumed_is_told_and_shown_where_it_is_asked_for
     assert "is assumed" not in table.memory_page(table.memory_table(PREDICTED)).to_markdown()
 
 
-def test_failures_stand_in_the_cell_and_their_reason_beside() -> None:
+def test_a_failure_is_shown_in_its_cell_and_its_reason_in_a_note() -> None:
     records = [failed("full", "train", "out of | memory"), peak("full", "sample", 5), *SMALL[2:]]
     frame = table.memory_table(records, reference="full")
     assert cell(frame, "train_status", method="full") == "oom"
@@ -221,7 +221,7 @@ def test_failures_stand_in_the_cell_and_their_reason_beside() -> None:
         assert "full, measured, train: out of | memory" in text
 
 
-def test_what_a_run_held_when_it_failed_is_not_its_peak() -> None:
+def test_the_memory_of_a_failed_run_is_not_shown_as_its_peak() -> None:
     measured = peak("full", "train", 79, status="oom", reason="out of memory")
     foretold = peak("full", "train", 155, "predicted", status="oom", reason="155 GiB do not fit 80 GiB")
     frame = table.memory_table([measured, foretold])
@@ -229,20 +229,20 @@ def test_what_a_run_held_when_it_failed_is_not_its_peak() -> None:
     assert "155.00 OOM" in table.memory_page(frame).to_text()
 
 
-def test_the_later_record_of_a_number_counts() -> None:
+def test_the_later_of_two_records_of_one_value_counts() -> None:
     frame = table.memory_table([failed("full", "train", "killed", status="killed"), peak("full", "train", 16)])
     assert list(frame["train_status"]) == ["ok"]
     assert list(frame["train_peak_allocated"]) == [16 * GIB]
 
 
-def test_other_stages_become_columns_behind_training_and_sampling() -> None:
+def test_other_phases_become_columns_after_training_and_sampling() -> None:
     phases = ["decode", "train", "mine", "autoencoder_train", "sample"]
     frame = table.memory_table([peak("latent", phase, 1) for phase in phases])
     columns = [c.removesuffix("_peak_allocated") for c in frame.columns if c.endswith("allocated")]
     assert columns == ["train", "sample", "autoencoder_train", "decode", "mine"]
 
 
-def test_gpus_and_versions_are_columns_where_they_tell_rows_apart() -> None:
+def test_gpu_and_version_are_columns_only_if_rows_differ_in_them() -> None:
     records = [peak("full", "train", size, env={"gpu": gpu}) for size, gpu in ((16, "A100"), (17, "H100"))]
     frame = table.memory_table(records)
     assert list(frame["gpu"]) == ["A100", "H100"]
@@ -250,7 +250,7 @@ def test_gpus_and_versions_are_columns_where_they_tell_rows_apart() -> None:
     assert "gpu" not in table.memory_table(records[:1])
 
 
-def test_records_of_other_things_make_no_row() -> None:
+def test_records_of_other_metrics_make_no_row() -> None:
     other = Record(metric="psnr", value=30.0, unit="dB", kind="measured", method="full")
     assert len(table.memory_table([other, *SMALL])) == 2
     empty = table.memory_table([other], reference="full", budget=GIB)
@@ -293,7 +293,7 @@ def test_the_same_records_make_the_same_files(tmp_path: Path) -> None:
     assert len(list(first[0].parent.iterdir())) == 3
 
 
-def test_the_terminal_shows_the_same_cells() -> None:
+def test_the_text_for_the_terminal_shows_cells_and_reasons() -> None:
     page = table.memory_page(table.memory_table([*SMALL, *PREDICTED, failed("other", "train", "[no]")]))
     for shown in ("Peak memory, 64×64×64", "puzzle", "predicted", "26.1 M", "0.500", "OOM", "train: [no]"):
         assert shown in page.to_text()
@@ -313,7 +313,7 @@ def words(drawn: Any) -> str:
 
 
 def dots(drawn: Any) -> dict[float, Any]:
-    """The markers by their values."""
+    """Return the markers by their values."""
     lines = [line for line in drawn.axes[0].lines if line.get_marker() in ("o", "D")]
     return {round(float(line.get_xdata()[0]), 6): line for line in lines}
 
@@ -330,7 +330,7 @@ def test_dots_lie_at_the_peak_and_predictions_are_hollow() -> None:
         assert shown in text
 
 
-def test_checkpointing_is_another_marker_in_the_same_line() -> None:
+def test_checkpointing_is_another_marker_in_the_same_row() -> None:
     drawn = memory_figure([peak("full", "train", 16), peak("full", "train", 7, checkpointing="block")])
     found = dots(drawn)
     assert (found[16].get_marker(), found[7].get_marker()) == ("o", "D")
@@ -347,7 +347,7 @@ def test_at_most_eight_names_are_drawn_and_the_rest_is_counted() -> None:
     assert "22 more rows" in drawn.get_suptitle().replace("\n", " ")
 
 
-def test_a_failed_run_has_a_cross_and_no_dot() -> None:
+def test_a_failed_run_is_labelled_and_has_no_dot() -> None:
     drawn = memory_figure([failed("full", "train", "no"), peak("puzzle", "train", 2)])
     assert list(dots(drawn)) == [2]
     assert "OOM" in words(drawn)
@@ -358,7 +358,7 @@ def test_a_failed_run_has_a_cross_and_no_dot() -> None:
     ("statuses", "legend"),
     [(["skipped"], "skipped"), (["oom"], "failed"), (["skipped", "killed", "oom"], "failed or skipped")],
 )
-def test_the_legend_tells_what_failed_from_what_was_skipped(statuses: list[str], legend: str) -> None:
+def test_the_legend_distinguishes_failed_from_skipped_runs(statuses: list[str], legend: str) -> None:
     drawn = memory_figure([failed(f"m{i}", "train", "no", status) for i, status in enumerate(statuses)])
     assert f"no value: {legend}" in [text.get_text() for text in drawn.legends[0].get_texts()]
 
@@ -399,7 +399,7 @@ def test_the_breakdown_adds_up_to_the_peak() -> None:
     assert "not attributed" not in words(drawn)
 
 
-def test_what_the_breakdown_does_not_explain_is_shown() -> None:
+def test_memory_that_the_breakdown_does_not_explain_is_shown() -> None:
     records = [peak("full", "train", 16), peak("full", "train", 12, metric="activations")]
     drawn = breakdown_figure(records, column="single")
     assert [bar.get_width() for bar in bars(drawn)] == [75, 25]
@@ -457,7 +457,7 @@ def test_validation_pairs_published_and_predicted_peaks() -> None:
     assert len(validation_figure(records[:6]).axes) == 2
 
 
-def test_validation_of_other_counters_shows_what_is_assumed_and_what_no_source_states() -> None:
+def test_validation_shows_assumed_memory_and_conditions_that_are_not_stated() -> None:
     common: dict[str, Any] = {"method": "layer", "phase": "forward", "config_id": config_id({"name": "d"})}
     stated, vague = {"gpu": "A100 80GB", "torch": "2.3.1", "cudnn": "8.9"}, {"gpu": "not stated", "torch": "2.3.1"}
     foretold = {"peak_allocated": 6, "peak_reserved": 10.5, "refused": 108, "assumed": 1.5}
@@ -468,7 +468,7 @@ def test_validation_of_other_counters_shows_what_is_assumed_and_what_no_source_s
         *(Record(metric=m, kind="predicted", value=x * GIB, **common) for m, x in foretold.items()),
     ]
     *rows, _, summary = agreement_table(records).splitlines()
-    assert len(rows) == 4  # the refused request stands for the run that failed
+    assert len(rows) == 4  # two runs below the head: the refused request represents the failed run
     assert (
         "| request refused | A100 80GB | 2.3.1 | 8.9 | 108 | 108.000 | +0.00 % | yes | 1.500 | 10.50 | yes |" in rows[2]
     )
@@ -479,15 +479,15 @@ def test_validation_of_other_counters_shows_what_is_assumed_and_what_no_source_s
     assert summary == expected
     drawn = validation_figure(records, "origin")
     assert len(drawn.axes) == 2
-    assert drawn.axes[1].get_yscale() == "symlog"  # 25 % and nothing, both to be seen
+    assert drawn.axes[1].get_yscale() == "symlog"  # so that errors of 25 % and 0 % are both visible
     assert "reserved, partly unstated (1)" in words(drawn)
     bars = [path for line in drawn.axes[1].collections for path in line.get_segments()]
     spans = sorted(float(np.ptp(bar[:, 1])) for bar in bars)
-    assert spans == pytest.approx([0.1 / 108 * 100, 0.1 / 8.4 * 100])  # ±.05 GiB of what was published
+    assert spans == pytest.approx([0.1 / 108 * 100, 0.1 / 8.4 * 100])  # ±0.05 GiB of the published value
 
 
 @pytest.mark.parametrize("draw", [memory_figure, breakdown_figure, validation_figure])
-def test_nothing_to_draw_is_said(draw: Any) -> None:
+def test_records_with_nothing_to_draw_are_refused(draw: Any) -> None:
     with pytest.raises(ValueError, match="there is nothing to"):
         draw([peak("full", "train", 16, metric="context")])
 
@@ -499,7 +499,7 @@ def test_a_phase_without_an_allocated_peak_is_not_drawn_as_failed() -> None:
     assert "failed" not in words(drawn)
 
 
-def test_an_unknown_width_is_said() -> None:
+def test_an_unknown_column_width_is_refused() -> None:
     with pytest.raises(ValueError, match="`single` or `double`"):
         style.new_figure("triple", 1)  # type: ignore[arg-type]
 
@@ -517,7 +517,7 @@ def test_the_same_records_make_the_same_picture(tmp_path: Path) -> None:
     assert dict(mpl.rcParams) == before
 
 
-def test_an_unfinished_picture_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_save_leaves_the_old_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "memory.png").write_bytes(b"old")
 
     def full(*_: object) -> None:
@@ -532,7 +532,7 @@ def test_an_unfinished_picture_leaves_the_old_one(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.slow
 def test_reports_need_no_torch_and_leave_pyplot_alone() -> None:
-    """Nor what takes long to load; no figure of ours is one of pyplot's."""
+    """Reports also import no package that loads slowly, and their figures are not registered with pyplot."""
     heavy = "{'torch', 'ppdm', 'ppdm_baselines', 'seaborn', 'scipy.stats'} & set(sys.modules)"
     code = f"""
 import sys

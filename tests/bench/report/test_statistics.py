@@ -18,15 +18,15 @@ def test_mean_and_sample_standard_deviation():
 
 
 @pytest.mark.parametrize("values", [[], [1.0, float("nan")], [float("inf")]])
-def test_what_is_no_value_is_refused(values):
+def test_empty_and_not_finite_values_are_refused(values):
     with pytest.raises(ValueError, match="one finite number"):
         summary(values)
     with pytest.raises(ValueError, match="one finite number"):
         paired_difference(values, values)
 
 
-def test_a_paired_difference_takes_the_subjects_out():
-    """Subjects differ by tens, the method by one: only a paired comparison sees it."""
+def test_a_paired_difference_removes_the_variation_between_subjects():
+    """Subjects differ by tens and methods by one, so only a paired comparison detects the difference."""
     reference = np.array([10.0, 30.0, 20.0, 50.0, 40.0, 60.0, 80.0])
     gain = np.array([0.9, 1.1, 1.0, 1.2, 0.8, 1.3, 0.7])
     found = paired_difference(reference + gain, reference)
@@ -38,12 +38,12 @@ def test_a_paired_difference_takes_the_subjects_out():
 
 
 def test_the_interval_is_the_percentile_bootstrap():
-    """For n = 2 every resample is one of four, with means a, (a + b)/2 twice, b: the ends are a and b themselves."""
+    """For n = 2 there are four resamples, with means a, (a + b)/2 twice, and b, so the interval is from a to b."""
     found = paired_difference([3.0, 7.0], [1.0, 1.0])
     assert (found.low, found.high) == (2.0, 6.0)
 
 
-def test_the_interval_covers_as_a_normal_one_does_for_many_subjects():
+def test_for_many_subjects_the_interval_approaches_the_normal_one():
     values = np.random.default_rng(1).normal(2.0, 3.0, size=400)
     found = paired_difference(values, np.zeros(400))
     half = 1.96 * values.std() / 20
@@ -51,7 +51,7 @@ def test_the_interval_covers_as_a_normal_one_does_for_many_subjects():
     assert found.high == pytest.approx(values.mean() + half, abs=0.03)
 
 
-def test_the_interval_is_that_of_all_resamples():
+def test_the_interval_agrees_with_that_of_all_resamples():
     values = [0.3, 1.9, 2.2, 3.1, 7.4]
     means = [np.mean(drawn) for drawn in product(values, repeat=5)]
     found = paired_difference(values, [0.0] * 5)
@@ -76,7 +76,7 @@ def test_different_numbers_of_subjects_are_refused():
 
 
 def enumerated_p(differences: np.ndarray) -> float:
-    """The share of all sign patterns whose rank sum is at least as far from its middle."""
+    """Return the share of sign patterns whose rank sum is at least as far from its middle."""
     ranks = stats.rankdata(np.abs(differences))
     middle = ranks.sum() / 2
     away = abs(ranks[differences > 0].sum() - middle)
@@ -86,7 +86,7 @@ def enumerated_p(differences: np.ndarray) -> float:
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("n", [3, 6, 9])
-def test_p_is_that_of_all_sign_patterns(n, seed):
+def test_p_equals_that_of_all_sign_patterns(n, seed):
     differences = np.random.default_rng(seed).normal(0.5, 1.0, size=n)
     assert signed_rank_p(differences) == pytest.approx(enumerated_p(differences))
 
@@ -97,7 +97,7 @@ def test_pairs_without_a_difference_are_left_out():
     assert signed_rank_p(np.zeros(4)) == 1.0
 
 
-def test_ties_warn_nobody():
+def test_ties_give_a_p_value_without_a_warning():
     assert 0 < signed_rank_p(np.array([1.0, 1.0, -1.0, 2.0])) <= 1
 
 

@@ -1,4 +1,4 @@
-"""What all figures share: ticks, labels that do not overlap, and files."""
+"""The common style of figures: ticks, labels that do not overlap, markers, and files."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def test_labels_at_one_place_move_apart_and_others_stay() -> None:
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
     assert boxes[0].y0 < boxes[1].y0 < boxes[2].y0
     assert far.xyann[1] == beside.xyann[1] == pytest.approx(0, abs=1e-6)
-    assert near[1].xyann[1] == pytest.approx(0, abs=1)  # a cluster stays where it is
+    assert near[1].xyann[1] == pytest.approx(0, abs=1)  # the mean position of a cluster does not change
 
 
-def test_a_drawing_has_a_palette_and_a_picture_with_a_colour_map_all_its_colours(tmp_path: Path) -> None:
+def test_a_drawing_is_saved_with_a_palette_and_an_image_in_full_colour(tmp_path: Path) -> None:
     drawing = style.new_figure("single", 2)
     drawing.add_subplot().plot([0, 1], [1, 0])
     png, _ = style.save(drawing, tmp_path / "drawing")
@@ -70,7 +70,7 @@ def test_methods_have_their_own_colours_and_shapes() -> None:
     assert len({mark.colour for mark in marks.values()}) == len({mark.shape for mark in marks.values()}) == 8
 
 
-def test_of_each_configuration_the_most_evaluations_are_selected_in_order() -> None:
+def test_each_configuration_is_selected_at_its_most_evaluations_in_order() -> None:
     results = [
         SimpleNamespace(label=a, evaluations=n) for a, n in [("a", 1), ("b", None), ("a", 10), ("a", 4), ("b", 2)]
     ]
@@ -83,4 +83,4 @@ def test_names_that_share_a_colour_have_different_shapes() -> None:
     assert {name: marker.colour for name, marker in found.items()} == colours
     blue = [marker.shape for marker in found.values() if marker.colour == style.SERIES[0]]
     assert len({*blue}) == 3
-    assert found["name 2"].shape == style.markers(colours)["name 2"].shape  # a shape changes only if it is taken
+    assert found["name 2"].shape == style.markers(colours)["name 2"].shape  # kept unless another name has it

@@ -1,4 +1,4 @@
-"""Pictures of volumes: directions, true proportions, windows, and that the same figure gives the same bytes."""
+"""Pictures of volumes: directions, true proportions, windows, and reproducible files."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def bars(figure: Figure):
 
 
 def written(figure: Figure):
-    """All but the title, which comes first."""
+    """Return all texts except the title, which comes first."""
     return [text.get_text() for text in figure.texts[1:]]
 
 
@@ -37,14 +37,14 @@ def inches(axes):
 
 # Directions
 
-# Axis and index of what lies farthest in a direction: D runs to the right, H to anterior, W to superior.
+# Axis and index of the outermost slice in each direction: D increases to the right, H to anterior, W to superior.
 SIDES = {"R": (0, -1), "L": (0, 0), "A": (1, -1), "P": (1, 0), "S": (2, -1), "I": (2, 0)}
 EDGES = {"left": np.s_[:, 0], "right": np.s_[:, -1], "top": np.s_[0], "bottom": np.s_[-1]}
 
 
 @pytest.mark.parametrize("plane", PLANES.values(), ids=PLANES.keys())
 @pytest.mark.parametrize("edge", EDGES)
-def test_the_letter_of_an_edge_is_the_patients_side_that_lies_there(plane, edge):
+def test_the_letter_at_an_edge_is_the_patients_side_at_that_edge(plane, edge):
     axis, end = SIDES[getattr(plane, edge)]
     array = np.zeros(SHAPE)
     np.moveaxis(array, axis, 0)[end] = 1  # one side of the patient is bright
@@ -53,7 +53,7 @@ def test_the_letter_of_an_edge_is_the_patients_side_that_lies_there(plane, edge)
     assert picture.sum() == picture[EDGES[edge]].size
 
 
-def test_radiological_pictures_show_the_right_on_the_left_and_the_front_above():
+def test_pictures_follow_the_radiological_convention():
     axial, coronal, sagittal = PLANES.values()
     assert [(p.left, p.right, p.top, p.bottom) for p in (axial, coronal, sagittal)] == [
         tuple("RLAP"),
@@ -66,7 +66,7 @@ def test_radiological_pictures_show_the_right_on_the_left_and_the_front_above():
         assert np.argwhere(plane.picture(array, index)).tolist() == [[0, 0]]
 
 
-def test_what_is_drawn_is_the_slice_with_its_letters_where_they_belong():
+def test_a_montage_shows_the_chosen_slices_with_letters_at_their_edges():
     figure = draw_montage([DisplayedVolume(ramp(), "t")], SPACING, title="one", at=(1, 2, 3))
     cuts = {"axial": ramp()[:, :, 3], "coronal": ramp()[:, 2], "sagittal": ramp()[1]}
     for axes, plane in zip(pictures(figure), PLANES.values(), strict=True):
@@ -84,7 +84,7 @@ def test_what_is_drawn_is_the_slice_with_its_letters_where_they_belong():
 # Proportions
 
 
-def test_pictures_have_one_scale_whatever_the_spacing():
+def test_all_pictures_have_one_scale_for_any_spacing():
     figure = draw_montage([DisplayedVolume(ramp(), "a"), DisplayedVolume(ramp(), "b")], SPACING, title="two rows")
     assert len(pictures(figure)) == 6
     extent = np.array([9.0, 14.0, 20.0])  # mm along D, H, W
@@ -123,7 +123,7 @@ def test_text_is_large_enough_to_read():
     assert min(text.get_fontsize() for text in texts) >= 6
 
 
-def test_long_names_keep_both_their_ends():
+def test_long_names_are_shortened_in_the_middle():
     figure = contact_sheet([ramp()] * 4, SPACING, ["sub-" + "x" * 60 + "-ses-2", "b", "c", "d"], 4, title="t")
     name = written(figure)[0]
     assert name.startswith("sub-")
@@ -135,7 +135,7 @@ def test_long_names_keep_both_their_ends():
 # Windows and colours
 
 
-def test_windows_follow_the_colours():
+def test_the_default_window_depends_on_the_colour_map():
     array = np.linspace(-50, 150, 1000).reshape(10, 10, 10)
     low, high = DisplayedVolume(array, "mri").limits
     assert (low, high) == pytest.approx((-49, 149))
@@ -183,10 +183,10 @@ def test_only_volumes_with_a_unit_have_a_colour_bar_and_it_shows_their_window():
     assert not bars(draw_montage(rows[:1], SPACING, title="t"))
 
 
-# Where the planes run
+# Positions of the planes
 
 
-def test_a_pair_is_cut_through_the_middle_of_the_target():
+def test_a_pair_is_cut_through_the_centre_of_mass_of_the_target():
     target = np.zeros(SHAPE, np.float32)
     target[7, 1, 3] = 5
 
@@ -194,7 +194,7 @@ def test_a_pair_is_cut_through_the_middle_of_the_target():
     assert [text.split(", ")[1] for text in written(figure)[:3]] == ["4/5", "2/7", "8/9"]
 
 
-def test_the_centre_of_mass_ignores_what_is_negative():
+def test_the_centre_of_mass_ignores_negative_values():
     array = np.full(SHAPE, -1.0)
     assert centre_of_mass(array) == (4, 3, 2)
     array[0, 0, 0], array[8, 0, 4] = 1, 3
@@ -252,6 +252,6 @@ def test_the_same_figure_gives_the_same_bytes(tmp_path):
         (lambda: contact_sheet([ramp()], (1, 1), ["a"], title="t"), "three positive numbers of mm"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused_in_words(make, said):
+def test_volumes_and_layouts_that_cannot_be_drawn_are_refused(make, said):
     with pytest.raises(ValueError, match=said):
         make()

@@ -1,4 +1,4 @@
-"""The check of pairs: every fault is found in one pass and named, and what is sound passes."""
+"""The check of pairs finds every fault in one pass, names its file, and accepts sound pairs."""
 
 import tracemalloc
 import warnings
@@ -60,7 +60,7 @@ def test_each_of_twelve_faults_is_found_in_one_pass_with_its_file(tmp_path):
     assert findings.faults == ()
 
 
-def test_the_sound_ones_among_the_broken_are_sound_and_described(tmp_path):
+def test_sound_pairs_among_broken_ones_pass_and_are_described(tmp_path):
     pairs = read_manifest(make_broken_pairs(tmp_path))
     for report in check_pairs(pairs).reports[:2]:
         assert report.sound
@@ -71,8 +71,8 @@ def test_the_sound_ones_among_the_broken_are_sound_and_described(tmp_path):
     assert check_pair(pairs[0]).source_range == (array.min(), array.max())
 
 
-def test_what_the_check_refuses_is_what_training_refuses_or_worthless(tmp_path):
-    """The sound pairs train; of the broken ones only those do that are worthless rather than unusable."""
+def test_training_refuses_the_broken_pairs_except_three(tmp_path):
+    """The three can be read but are worthless: an empty mask, source and target equal, an image of another split."""
     trained = []
     for pair in read_manifest(make_broken_pairs(tmp_path)):
         try:
@@ -85,7 +85,7 @@ def test_what_the_check_refuses_is_what_training_refuses_or_worthless(tmp_path):
     assert trained == [*SOUND, "empty-mask", "same-image", "leaked"]
 
 
-def test_all_faults_of_one_pair_are_reported_and_not_the_first_alone(pair):
+def test_all_faults_of_one_pair_are_reported_and_not_only_the_first(pair):
     save(pair.source, np.zeros(SHAPE, np.float32))
     save(pair.target, np.full((12, 14, 9), np.nan, np.float32))
     save(pair.mask, np.zeros((12, 13, 10), np.uint8))
@@ -111,7 +111,7 @@ def test_the_grid_is_compared_even_where_voxels_cannot_be_read(pair):
     assert "mask.nii.gz is truncated" in check_pair(pair).faults[2]
 
 
-def test_missing_files_are_faults_and_not_errors(tmp_path):
+def test_missing_files_are_reported_as_faults_without_an_exception(tmp_path):
     gone = Pair("s1", "val", tmp_path / "a.nii", tmp_path / "b.nii.gz", mask=tmp_path / "c.nii")
     report = check_pair(gone)
     assert [fault.split(" does not")[0] for fault in report.faults] == [
@@ -129,12 +129,12 @@ def test_grids_that_differ_may_be_resampled(pair):
     assert check_pairs([pair], resample=True).sound
 
 
-def test_grids_without_a_common_place_cannot_be_resampled(pair):
+def test_grids_that_do_not_overlap_cannot_be_resampled(pair):
     save(pair.target, image(1), AFFINE + 1000 * np.eye(4, k=3))
     assert "have no place in common" in the_one(check_pair(pair, resample=True).faults)
 
 
-def test_a_mask_on_another_grid_is_not_mended_by_resampling(pair):
+def test_a_mask_on_another_grid_is_a_fault_even_with_resampling(pair):
     save(pair.mask, np.ones(SHAPE, np.uint8), AFFINE + np.eye(4, k=3))
     fault = the_one(check_pair(pair, resample=True).faults)
     assert "source.nii.gz" in fault
@@ -155,14 +155,14 @@ def test_a_constant_image_with_holes_is_still_constant(pair, holes):
     assert len(report.remarks) == bool(holes)
 
 
-def test_two_values_are_an_image_even_where_others_are_not_finite(pair):
+def test_an_image_with_two_values_and_a_nan_voxel_is_sound(pair):
     array = np.where(image(0) > 30, 7, 0).astype(np.float32)
     array[0, 0, 0] = np.nan
     save(pair.source, array)
     assert check_pair(pair).sound
 
 
-def test_an_mri_without_contrast_between_its_percentiles_is_refused_and_a_sparse_pet_is_not(pair):
+def test_an_mri_without_contrast_is_a_fault_but_an_equally_sparse_pet_is_not(pair):
     array = np.zeros(SHAPE, np.float32)
     array[5, 5, 5] = 3
     save(pair.target, array)
@@ -172,17 +172,17 @@ def test_an_mri_without_contrast_between_its_percentiles_is_refused_and_a_sparse
     assert report.target_range == (0, 3)
 
 
-def test_voxels_that_are_not_finite_are_remarked_on_without_a_warning(pair):
+def test_voxels_that_are_not_finite_give_a_remark_and_no_warning(pair):
     array = image(0)
     array[:2, 0, 0] = np.nan, np.inf
     save(pair.source, array)
-    report = check_pair(pair)  # a warning would be an error here
+    report = check_pair(pair)  # pytest turns warnings into errors
     assert report.sound
     assert "source.nii.gz: 2 NaN or infinite voxels (0.12%)" in the_one(report.remarks)
 
 
-def test_uptake_that_is_negative_or_implausible_is_remarked_on(pair):
-    save(pair.source, image(0) - 10)  # half of the noise lies below 0 then
+def test_negative_or_implausible_uptake_gives_a_remark(pair):
+    save(pair.source, image(0) - 10)  # half of the noise is then below 0
     save(pair.target, image(1) * 1000)
     source, target = check_pair(replace(pair, suv_factor=1.0)).remarks
     assert "of its voxels are negative and become SUV 0" in source
@@ -199,7 +199,7 @@ def test_a_pet_scan_without_uptake_is_a_fault(pair):
 # Headers
 
 
-def test_integers_with_a_slope_are_remarked_on(pair):
+def test_integers_with_a_slope_give_a_remark(pair):
     picture = nib.Nifti1Image(image(0).astype(np.int16), AFFINE)
     picture.header.set_slope_inter(0.35, -3)
     nib.save(picture, pair.source)
@@ -208,7 +208,7 @@ def test_integers_with_a_slope_are_remarked_on(pair):
 
 
 @pytest.mark.parametrize("unit", ["mm", "micron"])
-def test_a_qform_that_disagrees_with_the_sform_is_remarked_on(pair, unit):
+def test_a_qform_that_disagrees_with_the_sform_gives_a_remark(pair, unit):
     scale = {"mm": 1, "micron": 1000}[unit]
     for offset, said in ((0.05, 0), (2.5, 1)):
         for path, seed in ((pair.source, 0), (pair.target, 1), (pair.mask, 0)):
@@ -226,25 +226,26 @@ def test_a_qform_that_disagrees_with_the_sform_is_remarked_on(pair, unit):
 
 
 @pytest.mark.parametrize("code", [0, 1])
-def test_a_damaged_qform_is_remarked_on_if_it_counts(pair, code):
+def test_a_damaged_qform_gives_a_remark_if_its_code_is_set(pair, code):
     picture = nib.Nifti1Image(image(0), AFFINE)
     picture.header.set_qform(AFFINE, code=code)
     content = bytearray(picture.to_bytes())
-    content[256:264] = np.array([0.9, 0.9], np.float32).tobytes()  # quatern_b and quatern_c, too long together
+    # quatern_b and quatern_c; the sum of their squares must not exceed 1.
+    content[256:264] = np.array([0.9, 0.9], np.float32).tobytes()
     path = pair.source.with_name("bad.nii")
     path.write_bytes(content)
     remarks = check_pair(replace(pair, source=path)).remarks
     assert ["inf mm apart" in remark for remark in remarks] == [True] * code
 
 
-def test_voxels_far_from_cubes_are_remarked_on(pair):
+def test_voxels_far_from_cubes_give_a_remark(pair):
     for path, seed in ((pair.source, 0), (pair.target, 1)):
         save(path, image(seed), np.diag([1, 1, 5, 1]))
     remarks = check_pair(replace(pair, mask=None)).remarks
     assert [remark.split("its")[1] for remark in remarks] == [" voxels of 1 × 1 × 5 mm are far from cubes."] * 2
 
 
-def test_a_lying_header_allocates_nothing(tmp_path):
+def test_a_header_with_a_false_size_allocates_no_memory_for_it(tmp_path):
     make_broken_pairs(tmp_path)
     path = tmp_path / "lying-header-source.nii.gz"
     tracemalloc.start()
@@ -261,7 +262,7 @@ def test_a_lying_header_allocates_nothing(tmp_path):
 
 def test_one_image_in_two_splits_is_a_fault_however_it_is_stored(tmp_path):
     pairs = several(tmp_path, 2) + several(tmp_path, 4, "test")[2:]
-    save(pairs[3].target, image(0).astype(np.float64))  # the source of the first
+    save(pairs[3].target, image(0).astype(np.float64))  # the source of the first pair
     findings = check_pairs(pairs)
     assert [report.sound for report in findings.reports] == [True, True, True, False]
     fault = the_one(findings.reports[3].faults)
@@ -269,16 +270,16 @@ def test_one_image_in_two_splits_is_a_fault_however_it_is_stored(tmp_path):
     assert str(pairs[0].source) in fault
 
 
-def test_one_image_under_two_subjects_of_a_split_is_remarked_on_and_shared_by_sessions_is_not(tmp_path):
+def test_an_image_of_two_subjects_gives_a_remark_but_one_shared_by_sessions_does_not(tmp_path):
     pairs = several(tmp_path, 3)
-    save(pairs[2].source, image(1))  # the target of the first
+    save(pairs[2].source, image(1))  # the target of the first pair
     findings = check_pairs(pairs)
     assert findings.sound
     assert "of subject train0, so it counts twice" in the_one(findings.reports[2].remarks)
     assert check_pairs([pairs[0], replace(pairs[0], source=pairs[1].source)]).reports[1].remarks == ()
 
 
-def test_equal_values_on_another_grid_are_another_image(tmp_path):
+def test_equal_values_on_another_grid_count_as_another_image(tmp_path):
     pairs = several(tmp_path, 2)
     save(pairs[1].source, image(0).reshape(14, 12, 10))  # the same numbers in the same order
     assert check_pairs(pairs, resample=True).reports[1].remarks[1:] == ()
@@ -291,7 +292,7 @@ def test_empty_images_are_not_taken_for_leaks(tmp_path):
     assert ["every voxel is 0" in the_one(report.faults) for report in check_pairs(pairs).reports] == [True, True]
 
 
-def test_factors_for_some_pairs_only_are_a_fault_of_the_whole(tmp_path):
+def test_suv_factors_for_only_some_pairs_are_a_fault_of_the_whole_set(tmp_path):
     pairs = several(tmp_path, 3, factor=1.0)
     assert check_pairs(pairs).sound
     findings = check_pairs([pairs[0], replace(pairs[1], suv_factor=None), pairs[2]], ["line 3: it is odd"])
@@ -309,7 +310,7 @@ def test_factors_for_some_pairs_only_are_a_fault_of_the_whole(tmp_path):
         (image(9) * 40, 2.0, "its contrast (percentiles 0.1 to 99.9) is"),
     ],
 )
-def test_a_scan_unlike_the_others_is_remarked_on(tmp_path, array, spacing, words):
+def test_a_scan_unlike_the_others_gives_a_remark(tmp_path, array, spacing, words):
     pairs = several(tmp_path, 4)
     save(pairs[1].source, array, np.diag([spacing] * 3 + [1]))
     findings = check_pairs(pairs, resample=True)
@@ -330,14 +331,14 @@ def test_contrast_is_compared_in_suv(tmp_path):
     assert [report.remarks for report in check_pairs(pairs).reports] == [()] * 4
 
 
-def test_progress_is_told_after_every_pair(tmp_path):
+def test_progress_is_reported_after_every_pair(tmp_path):
     told = []
     check_pairs(several(tmp_path, 3), progress=lambda done, total: told.append((done, total)))
     assert told == [(1, 3), (2, 3), (3, 3)]
     assert check_pairs([]).sound
 
 
-def test_one_volume_is_in_memory_at_a_time(tmp_path, monkeypatch):
+def test_only_one_volume_is_in_memory_at_a_time(tmp_path, monkeypatch):
     held = []
 
     def read(path, announce):
@@ -358,7 +359,7 @@ def test_one_volume_is_in_memory_at_a_time(tmp_path, monkeypatch):
     assert max(held) < 1.6 * 4 * 64**3
 
 
-def test_a_sound_pair_of_the_check_is_read_by_load_pair(pair):
+def test_load_pair_reads_a_pair_that_passes_the_check(pair):
     assert check_pair(pair).sound
     source, _ = load_pair(pair)
     assert source.data.shape == check_pair(pair).shape
@@ -366,7 +367,7 @@ def test_a_sound_pair_of_the_check_is_read_by_load_pair(pair):
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 351), st.integers(0, 255)), min_size=1, max_size=6))
-def test_a_corrupted_file_ends_in_a_report_and_never_in_an_error(tmp_path_factory, changes):
+def test_a_corrupted_file_gives_a_report_and_never_an_exception(tmp_path_factory, changes):
     folder = tmp_path_factory.mktemp("fuzz")
     pairs = several(folder, 3)
     picture = nib.Nifti1Image((image(0) * 10).astype(np.int16), AFFINE)

@@ -1,4 +1,4 @@
-"""CT: its window in HU, in manifests, in training sets and in checkpoints."""
+"""CT windows in HU: in manifests, training sets and checkpoints."""
 
 import warnings
 from dataclasses import replace
@@ -56,12 +56,12 @@ def test_a_window_is_read_from_text_and_written_as_text(text, window):
         ("ct:2000,-1000", "A CT window needs low < high; got low 2000.0 and high -1000.0"),
     ],
 )
-def test_other_texts_are_refused_with_a_sentence(text, complaint):
+def test_invalid_texts_of_a_window_are_refused(text, complaint):
     with pytest.raises(IntensityError, match=complaint):
         HounsfieldWindow.parse(text)
 
 
-def test_a_manifest_says_that_its_targets_are_ct(tmp_path):
+def test_a_manifest_gives_the_ct_window_of_its_targets(tmp_path):
     pairs = read_manifest(manifest(tmp_path, "ct:-1000,2000"))
     assert {pair.target_intensity for pair in pairs} == {WINDOW}
     assert {pair.source_intensity for pair in pairs} == {None}
@@ -70,7 +70,7 @@ def test_a_manifest_says_that_its_targets_are_ct(tmp_path):
     assert '"ct:-1000,2000"' in (tmp_path / "again.csv").read_text()
 
 
-def test_an_option_replaces_what_the_manifest_says(tmp_path):
+def test_an_option_replaces_the_intensity_of_the_manifest(tmp_path):
     pairs = read_manifest(manifest(tmp_path, "ct"))
     assert with_intensities(pairs) == pairs
     changed = with_intensities(pairs, source=WINDOW, target=WINDOW)
@@ -94,12 +94,12 @@ def test_faults_of_intensities_are_reported_with_their_lines(tmp_path, cells, co
         read_manifest(manifest(tmp_path, cells))
 
 
-def test_a_misspelt_column_is_named(tmp_path):
+def test_a_misspelt_column_gives_a_warning(tmp_path):
     with pytest.warns(UserWarning, match="'target_intensty' has no effect; is 'target_intensity' meant"):
         read_manifest(manifest(tmp_path, column="target_intensty"))
 
 
-def test_pet_is_not_ct(tmp_path):
+def test_an_suv_factor_and_a_ct_intensity_together_are_refused(tmp_path):
     path = manifest(tmp_path)
     header, *rows = path.read_text().splitlines()
     path.write_text("\n".join([header + ",suv_factor", *(row + ",1" for row in rows)]))
@@ -119,14 +119,14 @@ def test_targets_are_scaled_by_the_window_and_sources_by_their_percentiles(tmp_p
         assert target.min() == -1
 
 
-def test_a_source_of_ct_has_its_window_too(tmp_path):
+def test_a_ct_source_is_scaled_by_its_window_too(tmp_path):
     pairs = with_intensities(read_manifest(manifest(tmp_path, source=ct)), source=HounsfieldWindow())
     training_set = TrainingSet(pairs)
     assert training_set.scaling == PercentileScaling(HounsfieldWindow(), source=HounsfieldWindow())
     np.testing.assert_allclose(training_set[0][0], (ct(0).clip(-1024) + 1024) / 2012 - 1, atol=1e-5)
 
 
-def test_a_target_of_mri_keeps_its_pooled_range_beside_a_source_of_ct(tmp_path):
+def test_an_mri_target_keeps_its_pooled_range_with_a_ct_source(tmp_path):
     pairs = with_intensities(read_manifest(manifest(tmp_path, "", source=ct, target=mr)), source=WINDOW)
     scaling = TrainingSet(pairs).scaling
     assert scaling.source == WINDOW
@@ -134,13 +134,13 @@ def test_a_target_of_mri_keeps_its_pooled_range_beside_a_source_of_ct(tmp_path):
     assert scaling.unit == ""
 
 
-def test_mixed_pairs_are_refused(tmp_path):
+def test_pairs_with_different_intensities_are_refused(tmp_path):
     first, second, _ = read_manifest(manifest(tmp_path))
     with pytest.raises(PairsError, match="target_intensity of subject s0 is ct:-1024,3000, and that of s1 None"):
         TrainingSet([first, replace(second, target_intensity=None)])
 
 
-def test_values_that_are_no_hu_give_one_warning(tmp_path):
+def test_values_that_are_not_in_hu_give_one_warning(tmp_path):
     path = manifest(tmp_path, target=lambda seed: ct(seed) + 1024)
     with pytest.warns(UserWarning, match="2 volumes, such as .*0target.nii.gz, have no value below -500") as seen:
         TrainingSet.from_manifest(path)
@@ -168,7 +168,7 @@ def test_a_checkpoint_keeps_the_windows_and_translates_into_hu(tmp_path, source)
         translate_volume(trained, loud, suv_factor=2.0)
 
 
-def test_the_scaling_of_mri_is_written_and_read_as_before():
+def test_the_dictionary_form_of_the_mri_scaling_is_unchanged():
     old = {"kind": "percentiles", "target": {"kind": "range", "low": 0.0, "high": 9.0}, "low": 0.1, "high": 99.9}
     assert PercentileScaling(Range(0.0, 9.0)).to_dict() == old
     assert scaling_from_dict(old) == PercentileScaling(Range(0.0, 9.0))
@@ -177,7 +177,7 @@ def test_the_scaling_of_mri_is_written_and_read_as_before():
         scaling_from_dict({**old, "source": old["target"]})
 
 
-def test_training_from_python_takes_an_intensity(tmp_path):
+def test_ppdm_train_accepts_a_valid_target_intensity(tmp_path):
     path = manifest(tmp_path, "")
     trained = ppdm.train(path, tmp_path / "run", method=TINY, steps=1, target_intensity="ct:-1000,2000")
     assert trained.scaling == PercentileScaling(WINDOW)

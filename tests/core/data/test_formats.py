@@ -1,4 +1,4 @@
-"""MetaImage, NRRD and DICOM: the values and the geometry that SimpleITK and nibabel find, and bad files in words."""
+"""MetaImage, NRRD and DICOM: values and geometry match SimpleITK and nibabel; bad files are refused with a reason."""
 
 import subprocess
 import sys
@@ -69,7 +69,7 @@ def test_orientations_become_canonical_and_return(tmp_path, codes):
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_the_format_that_came_in_is_written_with_its_geometry(tmp_path, suffix):
+def test_a_volume_written_in_its_own_format_keeps_its_geometry(tmp_path, suffix):
     sitk.WriteImage(image(), tmp_path / f"a{suffix}")
     volume = read_volume(tmp_path / f"a{suffix}")
     write_volume(tmp_path / f"b{suffix}", volume.data / 7, volume)
@@ -84,7 +84,7 @@ def test_the_format_that_came_in_is_written_with_its_geometry(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", [".nii.gz", *SUFFIXES])
-def test_any_format_becomes_any_other_on_the_same_grid(tmp_path, suffix):
+def test_nifti_and_metaimage_convert_to_every_format_on_the_same_grid(tmp_path, suffix):
     sitk.WriteImage(image(), tmp_path / "in.nii.gz")
     sitk.WriteImage(image(), tmp_path / "in.mha")
     for name in ("in.nii.gz", "in.mha"):
@@ -99,7 +99,7 @@ def test_any_format_becomes_any_other_on_the_same_grid(tmp_path, suffix):
 
 @pytest.mark.parametrize("suffix", [".mha", ".nrrd"])
 @pytest.mark.parametrize("dtype", ["u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8"])
-def test_every_type_of_number_is_read(tmp_path, suffix, dtype):
+def test_every_numeric_type_is_read(tmp_path, suffix, dtype):
     array = np.abs(values(dtype=np.int64)) % 120
     sitk.WriteImage(image(array.astype(dtype), np.eye(3)), tmp_path / f"a{suffix}")
     read = read_volume(tmp_path / f"a{suffix}")
@@ -118,7 +118,7 @@ def test_a_trailing_axis_of_length_one_is_kept(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_other_images_are_refused_in_words(tmp_path, suffix):
+def test_images_that_are_not_one_scalar_volume_are_refused(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"
     sitk.WriteImage(sitk.JoinSeries([image(), image()]), path)
     assert "2 volumes, expected one; split it" in refusal(path)
@@ -140,14 +140,14 @@ def test_truncated_files_are_refused(tmp_path, suffix, compressed):
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("content", [b"", b"\n\n", b"NRRD", b"NRRD0004\n\n", b"ObjectType = Image\n", bytes(500)])
-def test_what_is_not_of_the_format_is_refused(tmp_path, suffix, content):
+def test_files_with_other_content_are_refused(tmp_path, suffix, content):
     (tmp_path / f"a{suffix}").write_bytes(content)
     for call in (read_volume, read_geometry):
         refusal(tmp_path / f"a{suffix}", call)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_a_header_that_claims_too_much_is_refused_before_it_is_read(tmp_path, suffix, monkeypatch):
+def test_a_header_that_claims_more_than_the_file_or_the_memory_is_refused(tmp_path, suffix, monkeypatch):
     path = tmp_path / f"a{suffix}"
     sitk.WriteImage(image(), path)
     content = path.read_bytes()
@@ -156,13 +156,13 @@ def test_a_header_that_claims_too_much_is_refused_before_it_is_read(tmp_path, su
     path.write_bytes(content)
     monkeypatch.setattr(nifti_stream, "_physical_memory", lambda: 1000)
     assert "of memory" in refusal(path)
-    assert read_geometry(path).shape  # a header can be larger than this machine
+    assert read_geometry(path).shape  # the geometry can be read even if the voxels exceed the memory
 
 
 @pytest.mark.parametrize(
     ("before", "after"),
     [
-        ("NDims = 3", "NDims = 99999999999"),  # ITK ends the process with a segmentation fault
+        ("NDims = 3", "NDims = 99999999999"),  # this value makes ITK crash with a segmentation fault
         ("NDims = 3", "NDims = 12"),
         ("NDims = 3", "NDims : 3"),
         ("DimSize = 7 6 5", "DimSize = 7 6 5 4"),
@@ -174,7 +174,7 @@ def test_a_header_that_claims_too_much_is_refused_before_it_is_read(tmp_path, su
         ("ElementSpacing = 0.7", "ElementSpacing = wide"),
     ],
 )
-def test_a_false_metaimage_header_never_reaches_itk(tmp_path, before, after, monkeypatch):
+def test_an_invalid_metaimage_header_never_reaches_itk(tmp_path, before, after, monkeypatch):
     sitk.WriteImage(image(direction=np.eye(3)), tmp_path / "a.mha")
     content = (tmp_path / "a.mha").read_bytes().replace(b"0.69999999999999996", b"0.7")
     assert content.count(before.encode()) == 1
@@ -183,7 +183,7 @@ def test_a_false_metaimage_header_never_reaches_itk(tmp_path, before, after, mon
     assert "is not a MetaImage file" in refusal(tmp_path / "a.mha")
 
 
-def test_other_keys_of_a_metaimage_header_are_passed_by(tmp_path):
+def test_additional_keys_of_a_metaimage_header_are_ignored(tmp_path):
     sitk.WriteImage(image(), tmp_path / "a.mha")
     content = (tmp_path / "a.mha").read_bytes()
     path = tmp_path / "b.mha"
@@ -223,7 +223,7 @@ def test_a_header_may_name_only_one_file_of_its_folder(tmp_path, suffix, name, s
         ("series/IM0000.dcm", "b.nrrd", "it is DICOM"),
     ],
 )
-def test_a_file_with_the_suffix_of_another_format_is_named(tmp_path, content, name, said):
+def test_a_file_with_a_wrong_suffix_is_refused_with_its_real_format(tmp_path, content, name, said):
     dicom(tmp_path / "series")
     for other in ("a.mha", "a.nrrd", "a.nii.gz"):
         sitk.WriteImage(image(), tmp_path / other)
@@ -264,7 +264,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, suffix, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["a.mha", "a.nrrd", "dicom"])
-def test_without_simpleitk_one_sentence_says_what_to_install(tmp_path, name, monkeypatch):
+def test_without_simpleitk_the_error_says_what_to_install(tmp_path, name, monkeypatch):
     sitk.WriteImage(image(), tmp_path / "a.mha")
     sitk.WriteImage(image(), tmp_path / "a.nrrd")
     dicom(tmp_path / "dicom")
@@ -278,7 +278,7 @@ def test_without_simpleitk_one_sentence_says_what_to_install(tmp_path, name, mon
 
 
 @pytest.mark.slow
-def test_nifti_needs_no_simpleitk(tmp_path):
+def test_importing_translation_and_checking_does_not_import_simpleitk(tmp_path):
     code = "import sys, ppdm.translation, ppdm.data.checking; sys.exit('SimpleITK' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
@@ -286,7 +286,7 @@ def test_nifti_needs_no_simpleitk(tmp_path):
 # DICOM
 
 
-def test_a_dicom_series_is_the_volume_that_was_written(tmp_path):
+def test_a_dicom_series_is_read_as_the_volume_that_was_written(tmp_path):
     source = image(direction=tilt())
     sitk.WriteImage(source, tmp_path / "a.nii")
     folder = dicom(tmp_path / "series", source)
@@ -300,7 +300,7 @@ def test_a_dicom_series_is_the_volume_that_was_written(tmp_path):
     assert len(files_of_scan(folder)) == SHAPE[2]
 
 
-def test_itk_reads_the_same_series_alike(tmp_path):
+def test_a_dicom_series_is_read_like_itk_reads_it(tmp_path):
     folder = dicom(tmp_path / "series")
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
@@ -310,7 +310,7 @@ def test_itk_reads_the_same_series_alike(tmp_path):
     check_same_grid(itk, volume, ("itk", "ours"))
 
 
-def test_each_slice_has_its_own_slope(tmp_path):
+def test_the_rescale_slope_of_each_slice_is_applied(tmp_path):
     folder = dicom(tmp_path / "series", pet=True)
     for name, slope in (("IM0007.dcm", b".5"), ("IM0003.dcm", b".2")):  # slices 1 and 2
         content, tag = (folder / name).read_bytes(), b"\x28\x00\x53\x10\x02\x00\x00\x00"  # rescale slope, 2 bytes
@@ -321,7 +321,7 @@ def test_each_slice_has_its_own_slope(tmp_path):
     np.testing.assert_allclose(volume.to_native(volume.data), expected, rtol=1e-6)
 
 
-def test_names_without_suffix_notes_and_an_index_do_not_disturb(tmp_path):
+def test_a_series_may_have_names_without_suffix_text_files_and_a_dicomdir(tmp_path):
     folder = dicom(tmp_path / "series")
     expected = read_volume(folder).data
     for n, path in enumerate(sorted(folder.iterdir())):
@@ -331,18 +331,18 @@ def test_names_without_suffix_notes_and_an_index_do_not_disturb(tmp_path):
     np.testing.assert_array_equal(read_volume(folder).data, expected)
 
 
-def test_reports_and_contours_in_the_folder_do_not_disturb(tmp_path):
+def test_non_image_dicom_files_are_ignored_but_a_slice_without_pixels_is_refused(tmp_path):
     folder = dicom(tmp_path / "series")
     expected = read_volume(folder).data
     content = (folder / "IM0000.dcm").read_bytes()
     content = content[: content.index(b"\xe0\x7f\x10\x00")]  # without pixels
     (folder / "SR").write_bytes(content.replace(b"1.2.840.10008.5.1.4.1.1.4\0", b"1.2.840.10008.5.1.4.1.1.66"))
     np.testing.assert_array_equal(read_volume(folder).data, expected)
-    (folder / "IM9").write_bytes(content)  # a slice, whose pixels are lost
+    (folder / "IM9").write_bytes(content)  # a slice without its pixels
     assert "1 of its DICOM files cannot be read, such as IM9" in refusal(folder)
 
 
-def test_two_series_are_listed_and_one_file_chooses(tmp_path):
+def test_two_series_in_a_folder_are_listed_and_one_file_selects_its_series(tmp_path):
     folder = dicom(tmp_path / "study")
     other = image(values() + 5, tilt())
     dicom(folder, other, "1.2.3.2", "T2 axial", prefix="T2_")
@@ -376,20 +376,20 @@ def test_several_volumes_in_one_series_are_refused(tmp_path):
     assert "at one position, so the series holds several volumes" in refusal(folder)
 
 
-def test_slices_of_other_sizes_are_refused(tmp_path):
+def test_slices_of_different_sizes_are_refused(tmp_path):
     folder = dicom(tmp_path / "series", skip=[4])
     dicom(folder, image(values((8, 6, 5)), tilt()), skip=[0, 1, 2, 3])
     assert "differ in size, pixel spacing or orientation" in refusal(folder)
 
 
-def test_one_slice_is_no_volume(tmp_path):
+def test_a_series_of_one_slice_is_refused(tmp_path):
     assert "one slice, expected a volume" in refusal(dicom(tmp_path / "series", skip=[1, 2, 3, 4]))
 
 
 @pytest.mark.parametrize("keep", [140, 300, -20])
-def test_a_damaged_slice_is_not_passed_by(tmp_path, keep):
+def test_a_damaged_slice_is_refused_by_name(tmp_path, keep):
     folder = dicom(tmp_path / "series")
-    last = folder / "IM0006.dcm"  # at one end, where the spacing would not betray it
+    last = folder / "IM0006.dcm"  # the last slice: without it the spacing would still be even
     last.write_bytes(last.read_bytes()[:keep])
     with pytest.raises(VolumeError) as caught:
         read_volume(folder)
@@ -409,10 +409,10 @@ def test_a_tilted_gantry_keeps_the_positions_of_its_slices(tmp_path):
     np.testing.assert_allclose(step, [0, -0.4, 2.3], atol=1e-5)
 
 
-# Where scans are used
+# Manifests and checks
 
 
-def test_manifests_and_checks_take_every_format(tmp_path):
+def test_manifests_and_checks_accept_dicom_and_nrrd(tmp_path):
     source = image(direction=tilt())
     folder = dicom(tmp_path / "p1", source)
     sitk.WriteImage(source + 7, tmp_path / "b.nrrd")
@@ -427,7 +427,7 @@ def test_manifests_and_checks_take_every_format(tmp_path):
     assert pair.source == folder
 
 
-def test_a_folder_without_dicom_is_no_scan(tmp_path):
+def test_a_folder_or_file_without_dicom_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     assert "is not a file" in refusal(tmp_path / "empty")
     (tmp_path / "report.dcm").write_text("no DICOM")

@@ -1,4 +1,4 @@
-"""Labels are read as integers, exactly, in every format; and what the check of pairs passes, the evaluation can use."""
+"""Labels are read as exact integers from every format; labels that pass the check of pairs work in the evaluation."""
 
 import nibabel as nib
 import numpy as np
@@ -17,7 +17,7 @@ AFFINE = np.diag([-2.0, 1.5, 3.0, 1.0])  # the first axis runs to the left
 
 
 def regions(*numbers, dtype=np.int64):
-    """One slab along the first axis for each number, and a slab of 0 at either end."""
+    """Return labels with one slab along the first axis for each number, and 0 elsewhere."""
     labels = np.zeros(SHAPE, dtype)
     for k, number in enumerate(numbers):
         labels[1 + 3 * k : 4 + 3 * k] = number
@@ -25,7 +25,7 @@ def regions(*numbers, dtype=np.int64):
 
 
 def save_nifti(path, array, *, stored=None, slope=None, intercept=0.0, kind=nib.Nifti1Image):
-    """Save values in a type that nibabel may scale them into; with a slope, the array holds what is stored."""
+    """Save values, which nibabel may scale into the stored type; with a slope, the array holds the stored values."""
     image = kind(array, AFFINE, dtype=array.dtype)
     image.header.set_data_dtype(stored or array.dtype)
     if slope is None:
@@ -52,7 +52,7 @@ def test_integers_are_exact_up_to_the_largest_of_their_type(tmp_path, dtype):
     assert read.numbers.flags.c_contiguous
 
 
-def test_numbers_above_those_of_float32_are_regions_of_their_own(tmp_path):
+def test_numbers_that_float32_would_merge_are_separate_regions(tmp_path):
     first, second = 2**24 + 1, 2**24 + 2
     target = save_nifti(tmp_path / "t.nii", np.ones(SHAPE, np.float32))
     labels = save_nifti(tmp_path / "l.nii", regions(first, second, dtype=np.int32))
@@ -65,7 +65,7 @@ def test_numbers_above_those_of_float32_are_regions_of_their_own(tmp_path):
 
 
 @pytest.mark.parametrize("number", [2**63, 2**64 - 1])
-def test_a_number_that_no_int64_holds_is_refused(tmp_path, number):
+def test_a_number_above_the_int64_range_is_refused(tmp_path, number):
     path = save_nifti(tmp_path / "l.nii", regions(1, number, dtype=np.uint64))
     with pytest.raises(RegionError, match=f"values 0 to {number}, .* below 2\\*\\*63"):
         read_labels(path)
@@ -82,7 +82,7 @@ def test_a_number_that_no_int64_holds_is_refused(tmp_path, number):
     ],
 )
 @pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
-def test_slope_and_intercept_that_give_whole_numbers(tmp_path, kind, slope, intercept, stored, wanted):
+def test_slope_and_intercept_that_give_whole_numbers_are_applied(tmp_path, kind, slope, intercept, stored, wanted):
     array = np.full(SHAPE, round(-intercept / slope), np.int32)
     array[1:4], array[4:7] = stored
     path = save_nifti(tmp_path / "l.nii", array, slope=slope, intercept=intercept, kind=kind)
@@ -99,7 +99,7 @@ def test_scaled_integers_of_64_bits_stay_exact(tmp_path):
 
 
 @pytest.mark.parametrize(("largest", "stored"), [(4, np.int16), (4, np.int8), (300, np.int16), (14175, np.int16)])
-def test_labels_that_nibabel_scaled_into_integers_are_themselves(tmp_path, largest, stored):
+def test_labels_that_nibabel_scaled_into_integers_are_read_exactly(tmp_path, largest, stored):
     labels = regions(1, largest // 2, largest - 1, largest, dtype=np.float64)
     path = save_nifti(tmp_path / "l.nii", labels, stored=stored)
     assert not np.array_equal(nib.load(path).get_fdata(), labels)
@@ -113,7 +113,7 @@ def test_fractions_that_were_scaled_into_integers_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_floats_that_hold_integers(tmp_path, dtype):
+def test_floats_are_read_only_if_they_hold_integers_in_range(tmp_path, dtype):
     largest = 2**24 if dtype is np.float32 else 2**53
     assert numbers_in(save_nifti(tmp_path / "l.nii", regions(1.0000001, largest, dtype=dtype))) == [0, 1, largest]
     with pytest.raises(RegionError, match="not whole numbers"):
@@ -122,7 +122,7 @@ def test_floats_that_hold_integers(tmp_path, dtype):
         read_labels(save_nifti(tmp_path / "n.nii", regions(1e19, dtype=dtype)))
 
 
-def test_voxels_that_are_not_finite_are_outside_and_are_told(tmp_path):
+def test_voxels_that_are_not_finite_count_as_background_and_are_reported(tmp_path):
     labels = regions(1, 2, dtype=np.float32)
     labels[0, 0, :3] = np.nan, np.inf, -np.inf
     rng = np.random.default_rng(0)
@@ -140,18 +140,18 @@ def test_voxels_that_are_not_finite_are_outside_and_are_told(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".mha", ".mhd", ".nrrd", ".nhdr"])
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.uint64, np.float64])
-def test_other_formats_are_exact_too(tmp_path, suffix, dtype):
+def test_labels_in_metaimage_and_nrrd_are_read_exactly(tmp_path, suffix, dtype):
     sitk = pytest.importorskip("SimpleITK")
     largest = {"f": 2**53, "i": 2**31 - 1, "u": 255 if dtype is np.uint8 else 2**63 - 1}[np.dtype(dtype).kind]
     labels = regions(1, largest - 1, largest, dtype=dtype)
     image = sitk.GetImageFromArray(labels.T)
-    image.SetDirection((1, 0, 0, 0, -1, 0, 0, 0, 1))  # to the left and to anterior
+    image.SetDirection((1, 0, 0, 0, -1, 0, 0, 0, 1))  # the axes run to the left, anterior and superior
     path = tmp_path / f"l{suffix}"
     sitk.WriteImage(image, str(path))
     assert np.array_equal(read_labels(path).numbers, labels[::-1])
 
 
-def test_numbers_stay_exact_on_another_grid(tmp_path):
+def test_label_numbers_stay_exact_after_resampling(tmp_path):
     numbers = (2**53 + 1, 2**53 + 2)
     target = tmp_path / "t.nii"
     nib.save(nib.Nifti1Image(np.ones((7, 13, 12), np.float32), np.diag([-4.0, 1.5, 3.0, 1.0])), target)
@@ -163,7 +163,7 @@ def test_numbers_stay_exact_on_another_grid(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.float32, torch.float64, torch.uint16, torch.uint64])
-def test_the_bias_takes_numbers_of_any_type(dtype):
+def test_suv_bias_accepts_labels_of_any_dtype(dtype):
     labels = torch.from_numpy(regions(3, 7)).to(dtype)
     assert list(suv_bias(torch.ones(SHAPE), torch.ones(SHAPE), labels)) == [3, 7]
 
@@ -183,12 +183,12 @@ def test_the_bias_takes_numbers_of_any_type(dtype):
         (f"index\tname\n{2**53 + 1}\tliver\n", {2**53 + 1: "liver"}),
     ],
 )
-def test_tables_as_programs_write_them(tmp_path, written, names):
+def test_region_tables_in_the_styles_of_various_programs_are_read(tmp_path, written, names):
     (tmp_path / "labels.tsv").write_text(written, encoding="utf-8", newline="")
     assert read_names(tmp_path / "labels.nii.gz") == names
 
 
-def test_files_with_names_that_are_not_ascii(tmp_path):
+def test_file_names_and_region_names_may_be_non_ascii(tmp_path):
     folder = tmp_path / "患者 №1"
     folder.mkdir()
     save_nifti(folder / "étiquettes.nii.gz", regions(1))
@@ -199,7 +199,7 @@ def test_files_with_names_that_are_not_ascii(tmp_path):
     assert "suv_mean_bias_prüfregion" in {score.metric for score in scores(convention(20.0), case.target, case)}
 
 
-def test_the_digest_of_a_case_follows_the_table(tmp_path):
+def test_the_digest_of_a_case_changes_with_the_region_table(tmp_path):
     target = save_nifti(tmp_path / "t.nii", np.ones(SHAPE, np.float32))
     files = CaseFiles("s", target, labels=save_nifti(tmp_path / "l.nii", regions(1)))
     without = files.digest()
@@ -261,7 +261,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("how", FAULTS)
-def test_a_fault_in_labels_is_found_by_the_check_and_costs_only_their_metrics(tmp_path, how):
+def test_a_fault_in_labels_is_found_by_the_check_and_removes_only_their_metrics(tmp_path, how):
     rng = np.random.default_rng(0)
     source, target = (
         save_nifti(tmp_path / name, rng.random(SHAPE).astype(np.float32) + 1) for name in ("s.nii", "t.nii")
@@ -282,7 +282,7 @@ def test_a_fault_in_labels_is_found_by_the_check_and_costs_only_their_metrics(tm
 
 @pytest.fixture
 def sound(tmp_path):
-    """A PET pair with a mask, and with a liver and two lesions."""
+    """A PET pair with a mask and with labels for a liver and two lesions."""
     rng = np.random.default_rng(0)
     source, target = (
         save_nifti(tmp_path / name, rng.random(SHAPE).astype(np.float32) + 1) for name in ("s.nii", "t.nii")
@@ -300,7 +300,7 @@ def failing(pair):
     return {score.metric: score.reason for score in scores(convention(20.0), case.target * 0.9, case) if score.reason}
 
 
-def test_a_sound_pair_fails_in_no_metric(sound):
+def test_a_sound_pair_has_no_fault_and_no_failed_metric(sound):
     assert check_pair(sound).faults == ()
     assert failing(sound) == {}
 
@@ -329,14 +329,14 @@ def test_a_constant_target_in_the_mask_is_found_by_the_check(sound):
 
 
 @pytest.mark.parametrize("factor", [1e38, 1e-46])
-def test_a_factor_that_makes_no_suv_is_found_by_the_check(sound, factor):
+def test_an_suv_factor_out_of_range_is_found_by_the_check(sound, factor):
     values = np.asarray(nib.load(sound.target).dataobj) * 100
     save_nifti(sound.target, values)
     pair = Pair("s", "test", sound.source, sound.target, suv_factor=factor)
     assert any("is not an SUV; check the factor" in fault for fault in check_pair(pair).faults)
 
 
-def test_whole_numbers_keep_their_shape_and_type():
+def test_whole_numbers_returns_contiguous_int64_of_the_same_shape():
     numbers = whole_numbers(np.asfortranarray(np.ones((2, 3, 4), ">f4")), "labels.nii")
     assert (numbers.shape, numbers.dtype) == ((2, 3, 4), np.int64)
     assert numbers.flags.c_contiguous

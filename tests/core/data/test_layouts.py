@@ -1,4 +1,4 @@
-"""Layouts: every preset on a miniature tree, what is left out and said, and what is refused."""
+"""Layouts of data folders: every preset pairs the files of a small tree; omissions and errors are reported."""
 
 import csv
 import os
@@ -31,7 +31,7 @@ def tree(folder, *names):
 
 
 def found(folder, layout, **options):
-    """(subject, source, target) of each pair, paths relative to the folder, and the remarks."""
+    """Return (subject, source, target) of each pair, with paths relative to the folder, and the remarks."""
     pairs, remarks = pairs_from_folder(folder, layout, **{"fractions": ALL_TRAIN, **options})
     rows = [(p.subject, *(path.relative_to(folder).as_posix() for path in (p.source, p.target))) for p in pairs]
     return rows, remarks
@@ -69,7 +69,7 @@ def test_bids_pairs_the_contrasts_of_each_session(tmp_path):
     assert remarks == []
 
 
-def test_bids_takes_any_kinds_and_a_name_in_full_goes_first(tmp_path):
+def test_bids_accepts_any_kinds_and_prefers_the_file_with_exactly_that_name(tmp_path):
     names = ("T1w", "FLAIR", "run-1_T2w", "run-2_T2w", "acq-fast_T1w")
     tree(tmp_path, *(f"sub-1/anat/sub-1_{name}.nii" for name in names))
     rows, remarks = found(tmp_path, "bids", source="FLAIR", target="run-2_T2w")
@@ -79,7 +79,7 @@ def test_bids_takes_any_kinds_and_a_name_in_full_goes_first(tmp_path):
     assert remarks == ["1 visit with several files of T1w; the file with exactly this name was used: sub-1"]
 
 
-def test_bids_pet_pairs_reconstructions_and_wants_the_doses(tmp_path):
+def test_bids_pet_pairs_reconstructions_and_remarks_on_missing_suv_factors(tmp_path):
     stem = "sub-1/ses-a/pet/sub-1_ses-a_trc-18FFDG_rec-"
     tree(tmp_path, stem + "nacstat_pet.nii.gz", stem + "acstat_pet.nii.gz", stem + "acdyn_pet.nii.gz")
     rows, remarks = found(tmp_path, "bids-pet")
@@ -101,7 +101,7 @@ def test_brats_time_points_of_a_patient_share_a_split(tmp_path):
     assert pairs[1].target.name == "BraTS-GLI-00000-001-t1c.nii.gz"
 
 
-def test_ixi_pairs_two_folders_and_says_that_the_grids_differ(tmp_path):
+def test_ixi_pairs_two_folders_and_remarks_that_the_grids_differ(tmp_path):
     tree(
         tmp_path,
         *("IXI-T1/IXI002-Guys-0828-T1.nii.gz", "IXI-T2/IXI002-Guys-0828-T2.nii.gz"),
@@ -134,7 +134,7 @@ def test_ixi_pairs_are_usable_when_resampled(tmp_path):
         ("Anonymous-01/20/resampled.nii.gz", "Anonymous-01/ref/resampled.nii.gz"),
     ],
 )
-def test_udpet_both_forms_become_suv_with_a_table(tmp_path, low, full):
+def test_udpet_pairs_of_both_naming_schemes_get_suv_factors_from_a_table(tmp_path, low, full):
     data = tree(tmp_path / "data", low, full, low.replace("20", "100"), "Anonymous-01/sampling_map.nii.gz")
     table = tmp_path / "doses.csv"
     table.write_text("subject,weight_kg,dose_bq,minutes\nAnonymous-01,55,203500000,56.65\n")
@@ -148,7 +148,7 @@ def test_udpet_both_forms_become_suv_with_a_table(tmp_path, low, full):
     assert not any("suv_factor" in remark for remark in remarks)
 
 
-def test_synthrad_fills_the_mask_and_says_where_there_is_none(tmp_path):
+def test_synthrad_pairs_have_their_masks_and_missing_masks_are_reported(tmp_path):
     tree(
         tmp_path,
         *(f"Task1/brain/1BA001/{kind}.nii.gz" for kind in ("mr", "ct", "mask")),
@@ -168,7 +168,7 @@ def test_synthrad_fills_the_mask_and_says_where_there_is_none(tmp_path):
     assert found(tmp_path, "synthrad2023", source="cbct")[0][0][0] == "2BA001"
 
 
-def test_madm_keeps_its_own_splits(tmp_path):
+def test_madm_pairs_keep_the_splits_of_their_folders(tmp_path):
     tree(
         tmp_path,
         *(
@@ -185,7 +185,7 @@ def test_madm_keeps_its_own_splits(tmp_path):
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_every_preset_says_where_its_names_were_learnt(name):
+def test_every_preset_states_the_origin_of_its_file_names(name):
     assert LAYOUTS[name].name == name
     assert "verified" in LAYOUTS[name].origin or "read there" in LAYOUTS[name].origin
 
@@ -220,7 +220,7 @@ def test_several_sources_of_any_layout_are_named_by_their_kinds(tmp_path):
     assert not pair.named  # one source needs no name
 
 
-def test_bic_mac_is_pet_and_dixon_to_ct_in_hu(tmp_path):
+def test_bic_mac_pairs_pet_and_dixon_sources_with_a_ct_target_in_hu(tmp_path):
     names = ["nacpet", "topogram", "mri_chunk_0_in_phase", "mri_combined_in_phase", "mri_combined_out_phase"]
     for who in ("train/sub-000", "val/sub-075"):
         tree(tmp_path, *(f"{who}/features/{name}.nii.gz" for name in (*names, "mri_face_mask")))
@@ -242,7 +242,7 @@ def test_a_visit_without_one_of_the_sources_is_left_out(tmp_path):
     assert any("1 visit left out, having no file of t1c: BraTS-GLI-00002 001" in remark for remark in remarks)
 
 
-def test_kinds_of_sources_that_cannot_be(tmp_path):
+def test_invalid_kinds_of_sources_are_refused(tmp_path):
     tree(tmp_path, *BRATS)
     assert "The target t2f is also one of the sources t1n, t2f" in complaint(tmp_path, "brasyn", source=["t1n", "t2f"])
     assert "name two different kinds" in complaint(tmp_path, "brasyn", source=["t1n", "t1n"])
@@ -251,10 +251,10 @@ def test_kinds_of_sources_that_cannot_be(tmp_path):
     )
 
 
-# What is left out is said
+# Remarks on what is left out
 
 
-def test_several_files_of_a_kind_are_left_out_and_named(tmp_path):
+def test_visits_with_several_files_of_a_kind_are_left_out_and_listed(tmp_path):
     tree(
         tmp_path,
         "s1/a.nii",
@@ -269,7 +269,7 @@ def test_several_files_of_a_kind_are_left_out_and_named(tmp_path):
     )
 
 
-def test_compressed_and_plain_copies_are_ambiguous(tmp_path):
+def test_visits_with_compressed_and_uncompressed_copies_are_left_out(tmp_path):
     tree(tmp_path, "s1/a.nii", "s1/b.nii", "s2/a.nii", "s2/a.nii.gz", "s2/b.nii")
     layout = replace(OWN, patterns=(r"(?P<subject>\w+)/(?P<kind>[ab])\.nii(\.gz)?",))
     rows, remarks = found(tmp_path, layout)
@@ -277,24 +277,24 @@ def test_compressed_and_plain_copies_are_ambiguous(tmp_path):
     assert "s2 (s2/a.nii, s2/a.nii.gz)" in remarks[0]
 
 
-def test_long_lists_are_cut(tmp_path):
+def test_long_lists_of_visits_are_shortened_in_remarks(tmp_path):
     tree(tmp_path, "s0/a.nii", "s0/b.nii", *(f"s{i}/a.nii" for i in range(1, 9)))
     assert found(tmp_path, OWN)[1] == ["8 visits left out, having no file of b: s1, s2, s3, s4, s5 and 3 more"]
 
 
-def test_outside_of_bids_a_kind_is_its_whole_name(tmp_path):
+def test_outside_bids_a_kind_must_match_the_whole_name(tmp_path):
     tree(tmp_path, "s1/a.nii", "s1/b.nii", "s1/x_b.nii", "s2/a.nii", "s2/x_b.nii")
     rows, remarks = found(tmp_path, OWN, pattern=r"(?P<subject>\w+)/(?P<kind>\w+)\.nii")
     assert rows == [("s1", "s1/a.nii", "s1/b.nii")]
     assert remarks == ["1 visit left out, having no file of b: s2"]
 
 
-def test_hidden_files_and_folders_are_passed_by(tmp_path):
+def test_hidden_files_and_folders_are_ignored(tmp_path):
     tree(tmp_path, "s1/a.nii", "s1/b.nii", "s1/._a.nii", ".git/s2/a.nii", ".git/s2/b.nii")
     assert scan_files(tmp_path) == (["s1/a.nii", "s1/b.nii"], [], [])
 
 
-def test_circles_of_links_end_and_no_file_is_found_twice(tmp_path):
+def test_cyclic_links_end_and_no_file_is_found_twice(tmp_path):
     data, far = tree(tmp_path / "data", "s1/a.nii"), tree(tmp_path / "far", "b.nii", "deep/c.nii")
     links = {"s1/up": data, "s1/self": data / "s1", "latest": data / "s1", "s2": far, "s3": far, "s4": far / "deep"}
     for name, goal in links.items():
@@ -304,7 +304,7 @@ def test_circles_of_links_end_and_no_file_is_found_twice(tmp_path):
     assert scan_files(data)[0] == ["s1/a.nii", "s2/b.nii", "s2/deep/c.nii"]
 
 
-def test_links_are_followed_once_and_dead_ones_are_told(tmp_path):
+def test_links_are_followed_and_broken_links_are_reported(tmp_path):
     store = tree(tmp_path / "store", "x.nii", "y.nii")
     data = tree(tmp_path / "data", "s1/b.nii", "s2/b.nii")
     (data / "s1/a.nii").symlink_to(store / "x.nii")
@@ -316,7 +316,7 @@ def test_links_are_followed_once_and_dead_ones_are_told(tmp_path):
     assert "no file of a: s2" in remarks[1]
 
 
-def test_folders_that_cannot_be_listed_are_told(tmp_path, monkeypatch):
+def test_folders_that_cannot_be_listed_are_reported(tmp_path, monkeypatch):
     tree(tmp_path, "s1/a.nii", "s1/b.nii", "s2/a.nii")
     scandir = os.scandir
 
@@ -329,10 +329,10 @@ def test_folders_that_cannot_be_listed_are_told(tmp_path, monkeypatch):
     assert found(tmp_path, OWN)[1] == [f"{tmp_path / 's2'} could not be listed and was skipped; check its permissions."]
 
 
-# Patterns of one's own
+# Custom patterns
 
 
-def test_a_pattern_of_ones_own_may_have_sessions_and_splits(tmp_path):
+def test_a_custom_pattern_may_have_sessions_and_splits(tmp_path):
     tree(
         tmp_path,
         *(
@@ -370,7 +370,7 @@ def test_patterns_that_cannot_be_used_are_refused(tmp_path, pattern, said):
 # Splits
 
 
-def test_a_new_subject_moves_no_other(tmp_path):
+def test_new_subjects_do_not_change_the_splits_of_others(tmp_path):
     names = [f"s{i}/{kind}.nii" for i in range(60) for kind in "ab"]
     before = {pair.subject: pair.split for pair in pairs_from_folder(tree(tmp_path, *names), OWN, seed=5)[0]}
     tree(tmp_path, "a0/a.nii", "a0/b.nii", "zz/a.nii", "zz/b.nii")
@@ -388,7 +388,7 @@ def test_no_split_is_empty(tmp_path):
     assert remarks == []
 
 
-def test_too_few_subjects_for_three_splits_are_all_trained_on(tmp_path):
+def test_too_few_subjects_for_three_splits_all_go_to_train(tmp_path):
     pairs, remarks = pairs_from_folder(tree(tmp_path, *(f"s{i}/{kind}.nii" for i in range(2) for kind in "ab")), OWN)
     assert [pair.split for pair in pairs] == ["train", "train"]
     assert remarks[0] == (
@@ -408,7 +408,7 @@ def test_a_patient_in_two_folders_of_splits_is_refused(tmp_path):
 # Refusals
 
 
-def test_folders_that_fit_nothing_are_refused_with_examples(tmp_path):
+def test_folders_without_matching_scans_are_refused_with_examples(tmp_path):
     assert "is not a folder" in complaint(tmp_path / "gone")
     assert "holds no scan (NIfTI, MetaImage, NRRD or DICOM) but no file at all" in complaint(tmp_path)
     tree(tmp_path, "a.txt", "b/c.dcm")
@@ -418,7 +418,7 @@ def test_folders_that_fit_nothing_are_refused_with_examples(tmp_path):
     assert "of 5 scans, such as d.nii, e.nii, f.nii, none is named like those of layout bids: (?P<subject>" in message
 
 
-def test_options_that_cannot_be_are_refused(tmp_path):
+def test_invalid_options_are_refused(tmp_path):
     tree(tmp_path, "s1/a.nii", "s1/b.nii")
     assert "There is no layout 'BIDS'; choose one of bids, bids-pet" in complaint(tmp_path, "BIDS")
     assert "translates 'a' to 'a'; name two different kinds" in complaint(tmp_path, OWN, target="a")
@@ -426,21 +426,21 @@ def test_options_that_cannot_be_are_refused(tmp_path):
     assert "add up to 1; got (0.5, 0.1, 0.1)" in complaint(tmp_path, OWN, fractions=(0.5, 0.1, 0.1))
 
 
-def test_names_that_cannot_be_a_pair_are_refused(tmp_path):
+def test_invalid_subject_and_split_names_are_refused(tmp_path):
     tree(tmp_path, "x/y/a.nii", "x/y/b.nii")
     assert "subject 'x/y' cannot name a file" in complaint(tmp_path, OWN, pattern=r"(?P<subject>.*)/(?P<kind>.)\.nii")
     pattern = r"(?P<split>\w+)/(?P<subject>.*)/(?P<kind>.)\.nii"
     assert "split 'x' is not one of train, val, test" in complaint(tmp_path, OWN, pattern=pattern)
 
 
-def test_the_table_of_doses_must_know_every_visit(tmp_path):
+def test_the_dose_table_must_have_a_row_for_every_visit(tmp_path):
     data = tree(
         tmp_path / "data", *(f"s{i}/{day}/{kind}.nii" for i in (1, 2) for day in ("d1", "d2")[:i] for kind in "ab")
     )
     table = tmp_path / "doses.csv"
     table.write_text("subject,weight_kg,dose_bq,minutes\ns1,70,2e8,60\ns2,70,2e8,60\n")
     layout = replace(OWN, patterns=(r"(?P<subject>\w+)/(?P<session>\w+)/(?P<kind>[ab])\.nii",))
-    # One row cannot stand for two injections.
+    # One row cannot describe two injections.
     assert "doses.csv has no row for s2 d1, s2 d2" in complaint(data, layout, suv_table=table)
     table.write_text("subject,session,weight_kg,dose_bq,minutes\ns1,,70,2e8,60\ns2,d1,70,2e8,60\ns2,d2,70,1e8,60\n")
     factors = [pair.suv_factor for pair in pairs_from_folder(data, layout, suv_table=table)[0]]
@@ -449,7 +449,7 @@ def test_the_table_of_doses_must_know_every_visit(tmp_path):
     assert "column 'dose_bq' is missing" in complaint(data, layout, suv_table=table)
 
 
-def test_pairs_go_through_a_manifest(tmp_path):
+def test_pairs_are_equal_after_writing_and_reading_a_manifest(tmp_path):
     data = tree(tmp_path / "data", *(f"s{i}/{kind}.nii" for i in range(5) for kind in "ab"))
     pairs, _ = pairs_from_folder(data, OWN)
     write_manifest(tmp_path / "pairs.csv", pairs)
@@ -458,7 +458,7 @@ def test_pairs_go_through_a_manifest(tmp_path):
         assert next(csv.DictReader(stream))["source"] == "data/s0/a.nii"
 
 
-def test_many_files_take_one_pass(tmp_path, monkeypatch):
+def test_a_folder_with_many_files_is_walked_only_once(tmp_path, monkeypatch):
     tree(tmp_path, *(f"s{i}/{kind}.nii" for i in range(200) for kind in "ab"))
     passes = []
     walk = os.walk
@@ -467,8 +467,8 @@ def test_many_files_take_one_pass(tmp_path, monkeypatch):
     assert passes == [(Path(tmp_path),)]
 
 
-def test_no_torch_is_needed():
-    """Run below an empty `ppdm`, so that only what these modules import themselves is seen."""
+def test_importing_the_layouts_does_not_import_torch():
+    """Import the module under an empty `ppdm` package, so that only its own imports count."""
     code = (
         "import sys, types; package = sys.modules['ppdm'] = types.ModuleType('ppdm'); package.__path__ = ['ppdm']\n"
         "import ppdm.data.layouts; sys.exit('torch' in sys.modules)"
@@ -497,7 +497,7 @@ def test_scans_of_other_formats_and_dicom_folders_are_found(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".mha", ".nrrd", ""])
-def test_a_known_layout_has_scans_of_any_format(tmp_path, suffix):
+def test_a_preset_finds_scans_of_every_format(tmp_path, suffix):
     for kind in ("mr", "ct", "mask"):
         place = tmp_path / "Task1" / "brain" / "1BA001" / f"{kind}{suffix}"
         if not suffix:

@@ -1,4 +1,4 @@
-"""Manifests: what a row becomes, and that every fault is found, named and placed."""
+"""Manifests: rows become pairs, and every fault is reported with its line."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ HEADER = "subject,split,source,target,mask,suv_factor\n"
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder with empty files a.nii to f.nii: read_manifest looks for files, it does not open them."""
+    """A folder with empty files a.nii to f.nii; read_manifest checks that files exist but does not open them."""
     for name in "abcdef":
         (tmp_path / f"{name}.nii").touch()
     return tmp_path
@@ -43,7 +43,7 @@ def test_rows_become_pairs(folder):
     ]
 
 
-def test_optional_columns_may_be_absent_and_columns_may_change_places(folder):
+def test_optional_columns_may_be_absent_and_columns_may_have_any_order(folder):
     assert read_manifest(manifest(folder, "target,source,split,subject\nb.nii,a.nii,val,s1\n")) == [
         Pair("s1", "val", folder / "a.nii", folder / "b.nii")
     ]
@@ -67,7 +67,7 @@ PLAIN = HEADER + "s1,val,a.nii,b.nii,,0.5\ns2,,c.nii,d.nii,,2\n"
     "text",
     [
         PLAIN.replace(",", ";"),
-        PLAIN.replace(",", ";").replace("0.5", "0,5").replace("\n", "\r\n"),  # Excel where the comma is decimal
+        PLAIN.replace(",", ";").replace("0.5", "0,5").replace("\n", "\r\n"),  # Excel with decimal commas
         "sep=;\n" + PLAIN.replace(",", ";"),
         "\ufeff" + PLAIN.replace(",", "\t"),
         PLAIN.replace("\n", ",,,\n"),
@@ -79,17 +79,17 @@ def test_tables_of_spreadsheet_programs_are_read(folder, text):
     assert read_manifest(manifest(folder, text)) == read_manifest(manifest(folder, PLAIN, "plain.csv"))
 
 
-def test_other_columns_are_kept_and_written_again(folder):
+def test_additional_columns_are_kept_and_written_again(folder):
     text = 'site,subject,split,source,target,note\nA,s1,val,a.nii,b.nii,"x, y"\n,s2,,c.nii,d.nii,\n'
     pairs = read_manifest(manifest(folder, text))
     assert pairs[0].extra == {"site": "A", "note": "x, y"}
-    assert len({*pairs}) == 2  # they can be members of sets
+    assert len({*pairs}) == 2  # pairs are hashable
     write_manifest(folder / "again.csv", pairs)
     assert read_manifest(folder / "again.csv") == pairs
     assert (folder / "again.csv").read_text().startswith("subject,split,source,target,site,note\ns1,val,a.nii,b.nii,A,")
 
 
-def test_a_column_that_is_probably_misspelt_is_warned_of(folder):
+def test_a_column_that_is_probably_misspelt_gives_a_warning(folder):
     text = "subject,split,source,target,suv_facter\ns1,val,a.nii,b.nii,2\n"
     with pytest.warns(UserWarning, match=r"pairs\.csv: column 'suv_facter' has no effect; is 'suv_factor' meant\?"):
         (pair,) = read_manifest(manifest(folder, text))
@@ -101,7 +101,7 @@ def test_a_cell_in_a_column_without_a_name_is_refused(folder):
     assert "line 2: cell 'x' is in a column without a name" in complaint_about(folder, text)
 
 
-def test_the_home_folder_links_and_blanks_in_paths(folder, tmp_path_factory, monkeypatch):
+def test_paths_may_contain_the_home_folder_links_and_blanks(folder, tmp_path_factory, monkeypatch):
     home = tmp_path_factory.mktemp("home")
     (home / "my scans").mkdir()
     (home / "my scans" / "x y.nii").touch()
@@ -128,7 +128,7 @@ def test_relative_paths_that_leave_the_folder_are_refused(folder):
     assert "line 2: target x/../../b.nii leaves" in message
 
 
-def test_a_path_with_dots_that_stays_inside_is_fine(folder):
+def test_a_path_with_dots_that_stays_inside_the_folder_is_accepted(folder):
     text = "subject,split,source,target\ns1,,x/../a.nii,..b.nii\n"
     (folder / "..b.nii").touch()
     assert read_manifest(manifest(folder, text))[0].target == folder / "..b.nii"
@@ -158,7 +158,7 @@ def test_a_path_with_dots_that_stays_inside_is_fine(folder):
         (f"s1,train,{'x' * 300}.nii,b.nii,,", "is not a file"),
     ],
 )
-def test_a_fault_is_named_with_its_line(folder, row, complaint):
+def test_a_fault_in_a_row_is_reported_with_its_line(folder, row, complaint):
     message = complaint_about(folder, HEADER + row + "\n")
     assert complaint in message
     assert "1 fault:" in message
@@ -183,7 +183,7 @@ def test_a_fault_is_named_with_its_line(folder, row, complaint):
         (b"subject\0,split,source,target\n", "not UTF-8"),
     ],
 )
-def test_a_table_of_another_kind_is_refused(folder, text, complaint):
+def test_a_file_that_is_not_a_valid_manifest_is_refused(folder, text, complaint):
     assert complaint in complaint_about(folder, text)
 
 
@@ -193,12 +193,12 @@ def test_missing_manifest_and_folder_are_refused(folder):
             read_manifest(path)
 
 
-def test_a_subject_in_two_splits_is_a_leak(folder):
+def test_a_subject_in_two_splits_is_refused(folder):
     text = HEADER + "s1,train,a.nii,b.nii,,\ns2,val,c.nii,d.nii,,\ns1,test,e.nii,f.nii,,\n"
     assert "line 4: subject 's1' is in test here and in train on line 2" in complaint_about(folder, text)
 
 
-def test_a_volume_in_two_splits_is_a_leak_under_any_name(folder):
+def test_a_volume_in_two_splits_is_refused_even_under_another_name(folder):
     (folder / "alias.nii").symlink_to(folder / "b.nii")
     text = HEADER + "s1,train,a.nii,b.nii,,\ns2,test,c.nii,alias.nii,,\n"
     assert "b.nii is in test here and in train on line 2" in complaint_about(folder, text)
@@ -218,7 +218,7 @@ def test_all_faults_are_counted_and_ten_are_shown(folder):
 
 @settings(max_examples=50, deadline=None)
 @given(st.binary(max_size=200))
-def test_arbitrary_bytes_never_end_in_a_traceback(tmp_path_factory, noise):
+def test_arbitrary_bytes_raise_only_manifest_errors(tmp_path_factory, noise):
     path = manifest(tmp_path_factory.mktemp("noise"), noise)
     with pytest.raises(ManifestError):
         read_manifest(path)
@@ -226,7 +226,7 @@ def test_arbitrary_bytes_never_end_in_a_traceback(tmp_path_factory, noise):
 
 @settings(max_examples=50, deadline=None)
 @given(st.text(alphabet='s1,"\n\r ./\\nan0-\u00e9', max_size=60))
-def test_arbitrary_rows_never_end_in_a_traceback(tmp_path_factory, noise):
+def test_arbitrary_rows_raise_only_manifest_errors(tmp_path_factory, noise):
     path = manifest(tmp_path_factory.mktemp("noise"), HEADER + noise)
     with pytest.raises(ManifestError):
         read_manifest(path)
@@ -235,7 +235,7 @@ def test_arbitrary_rows_never_end_in_a_traceback(tmp_path_factory, noise):
 @pytest.mark.parametrize(
     "fault", [{"subject": "a/b"}, {"subject": ""}, {"split": "dev"}, {"suv_factor": 0.0}, {"suv_factor": float("inf")}]
 )
-def test_a_pair_checks_itself(fault):
+def test_a_pair_refuses_invalid_fields(fault):
     with pytest.raises(ManifestError, match=next(iter(fault))):
         Pair(**{"subject": "s", "split": "val", "source": Path("a"), "target": Path("b"), **fault})
 
@@ -267,7 +267,7 @@ def test_load_pair_resamples_the_target_when_asked(tmp_path):
     np.testing.assert_allclose(target.data, 3, rtol=1e-6)
 
 
-def test_resampling_changes_nothing_on_one_grid(tmp_path):
+def test_resampling_changes_nothing_if_the_grids_are_equal(tmp_path):
     volume = Volume.from_array(np.random.default_rng(0).normal(size=(3, 4, 5)))
     for name in ("a.nii", "b.nii"):
         write_volume(tmp_path / name, volume.data, volume)
@@ -278,7 +278,7 @@ def test_resampling_changes_nothing_on_one_grid(tmp_path):
 # All faults
 
 
-def test_sound_rows_are_returned_beside_all_faults(folder):
+def test_sound_rows_are_returned_together_with_all_faults(folder):
     text = HEADER + "s1,train,a.nii,b.nii,,\n" + "s2,dev,gone.nii,d.nii,,0\n" * 12 + "s3,val,e.nii,f.nii,,2\n"
     pairs, faults = manifest_faults(manifest(folder, text))
     assert [pair.subject for pair in pairs] == ["s1", "s3"]
@@ -289,21 +289,21 @@ def test_sound_rows_are_returned_beside_all_faults(folder):
     ]
 
 
-def test_rows_before_the_end_of_the_csv_are_returned(folder):
+def test_rows_before_a_csv_error_are_returned(folder):
     pairs, faults = manifest_faults(manifest(folder, HEADER + 's1,train,a.nii,b.nii,,\ns2,,"c.nii,d.nii,,\n'))
     assert [pair.subject for pair in pairs] == ["s1"]
     assert len(faults) == 1
     assert "line 3: it is not CSV" in faults[0]
 
 
-def test_the_pairs_of_a_leak_are_sound_one_by_one(folder):
+def test_both_pairs_of_a_subject_in_two_splits_are_returned_with_one_fault(folder):
     pairs, faults = manifest_faults(manifest(folder, HEADER + "s1,train,a.nii,b.nii,,\ns1,test,c.nii,d.nii,,\n"))
     assert len(pairs) == 2
     assert len(faults) == 1
     assert "subject 's1' is in test here" in faults[0]
 
 
-def test_a_manifest_without_faults_has_none(folder):
+def test_a_sound_manifest_gives_its_pairs_and_no_faults(folder):
     path = manifest(folder, HEADER + "s1,train,a.nii,b.nii,,\n")
     assert manifest_faults(path) == (read_manifest(path), [])
 
@@ -311,7 +311,7 @@ def test_a_manifest_without_faults_has_none(folder):
 # Writing
 
 
-def test_what_is_written_is_read_back(folder, tmp_path_factory):
+def test_a_written_manifest_reads_back_equal(folder, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("elsewhere") / "g.nii"
     elsewhere.touch()
     pairs = [
@@ -326,34 +326,34 @@ def test_what_is_written_is_read_back(folder, tmp_path_factory):
     assert lines[2].endswith(f",d.nii,{elsewhere.as_posix()},,")
 
 
-def test_columns_that_nothing_needs_are_left_out(folder):
+def test_optional_columns_without_values_are_not_written(folder):
     write_manifest(folder / "pairs.csv", [Pair("s1", "train", folder / "a.nii", folder / "b.nii")])
     assert (folder / "pairs.csv").read_text() == "subject,split,source,target\ns1,train,a.nii,b.nii\n"
 
 
 @pytest.mark.parametrize("name", [" blank.nii", 'comma,quote".nii', "line\nfeed.nii", "..dots.nii", "é.nii"])
-def test_awkward_file_names_come_back(folder, name):
+def test_unusual_file_names_read_back_equal(folder, name):
     (folder / name).touch()
     pairs = [Pair("s1", "train", folder / name, folder / "b.nii")]
     write_manifest(folder / "pairs.csv", pairs)
     assert read_manifest(folder / "pairs.csv") == pairs
 
 
-def test_the_folder_can_be_moved(folder, tmp_path_factory):
+def test_a_manifest_still_works_after_its_folder_is_moved(folder, tmp_path_factory):
     write_manifest(folder / "pairs.csv", [Pair("s1", "train", folder / "a.nii", folder / "b.nii")])
     moved = tmp_path_factory.mktemp("moved") / "set"
     folder.rename(moved)
     assert read_manifest(moved / "pairs.csv")[0].target == moved / "b.nii"
 
 
-def test_a_relative_manifest_names_the_files_beside_it(folder, monkeypatch):
+def test_a_manifest_with_relative_paths_reads_back_equal(folder, monkeypatch):
     monkeypatch.chdir(folder)
     pairs = [Pair("s1", "train", Path("a.nii"), Path("b.nii"))]
     write_manifest("pairs.csv", pairs)
     assert read_manifest("pairs.csv") == pairs
 
 
-def test_dots_are_resolved_through_links(folder, tmp_path_factory):
+def test_dots_in_a_path_are_resolved_after_links(folder, tmp_path_factory):
     far = tmp_path_factory.mktemp("far")
     (far / "inner").mkdir()
     (far / "x.nii").touch()
@@ -372,7 +372,7 @@ def test_dots_are_resolved_through_links(folder, tmp_path_factory):
         ([("s\udcff", "train", "a", "b")], "is not Unicode"),
     ],
 )
-def test_what_could_not_be_read_is_not_written(folder, rows, said):
+def test_pairs_that_could_not_be_read_back_are_not_written(folder, rows, said):
     old = manifest(folder, "old")
     pairs = [Pair(who, split, folder / f"{a}.nii", folder / f"{b}.nii") for who, split, a, b in rows]
     with pytest.raises(ManifestError, match=r"(?s).*" + said):
@@ -400,7 +400,7 @@ def test_a_place_that_cannot_be_written_is_refused(folder):
     ),
     factor=st.none() | st.floats(min_value=0, exclude_min=True, allow_infinity=False),
 )
-def test_any_names_and_factors_come_back(tmp_path_factory, names, factor):
+def test_any_file_names_and_suv_factors_read_back_equal(tmp_path_factory, names, factor):
     folder = tmp_path_factory.mktemp("names")
     paths = [folder / f"{name}.nii" for name in names]
     for path in paths:

@@ -1,4 +1,4 @@
-"""Intensity scales: closed forms, exact ends, inverses, and what is refused."""
+"""Intensity scales match their closed forms, can be inverted, and refuse invalid input."""
 
 import json
 import math
@@ -42,7 +42,7 @@ def test_log_suv_never_returns_a_negative_uptake():
 
 
 @pytest.mark.parametrize("scale", SCALES)
-def test_the_inverse_gives_the_physical_values_back_in_their_type(scale):
+def test_the_inverse_restores_the_physical_values_and_their_dtype(scale):
     values = physical(scale)
     back = scale.inverse(scale.forward(values))
     assert back.dtype == np.float32
@@ -55,14 +55,14 @@ def test_the_inverse_gives_the_physical_values_back_in_their_type(scale):
     width=st.floats(1e-3, 1e6),
     network=st.floats(-3, 3),
 )
-def test_range_is_the_inverse_of_its_inverse(low, width, network):
+def test_range_forward_undoes_range_inverse(low, width, network):
     scale = Range(low, low + width)
     assert scale.forward(scale.inverse(np.array(network))) == pytest.approx(network, abs=1e-5)
 
 
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("direction", ["forward", "inverse"])
-def test_tensors_give_what_arrays_give_and_keep_gradients(scale, direction):
+def test_tensors_give_the_same_results_as_arrays_and_keep_gradients(scale, direction):
     values = scale.forward(physical(scale)) if direction == "inverse" else physical(scale)
     tensor = torch.tensor(values, requires_grad=True)
     result = getattr(scale, direction)(tensor)
@@ -72,7 +72,7 @@ def test_tensors_give_what_arrays_give_and_keep_gradients(scale, direction):
 
 
 @pytest.mark.parametrize("scale", SCALES)
-def test_a_scale_survives_json(scale):
+def test_a_scale_is_equal_after_json(scale):
     assert intensity_from_dict(json.loads(json.dumps(scale.to_dict()))) == scale
 
 
@@ -93,7 +93,7 @@ def test_a_scale_survives_json(scale):
         ({"kind": "log_suv", "factor": 1.0, "ceiling": None}, "ceiling must be a finite number"),
     ],
 )
-def test_a_wrong_description_is_refused_with_a_sentence(described, complaint):
+def test_an_invalid_description_is_refused_with_a_reason(described, complaint):
     with pytest.raises(IntensityError, match=complaint):
         intensity_from_dict(described)
 
@@ -110,7 +110,7 @@ def test_impossible_suv_constants_are_refused(constants):
         LogSUV(**constants)
 
 
-def test_percentiles_of_a_ramp():
+def test_the_percentile_range_of_a_ramp_is_known():
     ramp = np.arange(1001, dtype=np.float32).reshape(7, 11, 13)
     found = percentile_range(ramp)
     assert (found.low, found.high) == pytest.approx((1.0, 999.0))
@@ -148,6 +148,6 @@ def test_the_pooled_range_is_the_median_of_each_end():
     assert pooled_range([Range(0, 10), Range(2, 20)]) == Range(1.0, 15.0)
 
 
-def test_nothing_to_pool_is_refused():
+def test_pooling_no_ranges_is_refused():
     with pytest.raises(IntensityError, match="at least one training subject"):
         pooled_range([])

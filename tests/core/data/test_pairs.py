@@ -1,3 +1,5 @@
+"""Training sets: pairs from a manifest, scaled for the network."""
+
 import numpy as np
 import pytest
 import torch
@@ -26,7 +28,7 @@ def test_mri_pairs_are_scaled_by_percentiles_and_a_pooled_range(tmp_path, keep):
         np.testing.assert_allclose(target, pooled.forward(raw_target), atol=1e-5)
 
 
-def test_volumes_beyond_the_memory_are_read_again(tmp_path):
+def test_volumes_beyond_the_memory_limit_are_read_again(tmp_path):
     training_set = TrainingSet(TrainingSet.from_manifest(manifest(tmp_path)).pairs, keep=2 * 4 * 8 * 6 * 4)
     for file in tmp_path.glob("*.nii.gz"):
         file.unlink()
@@ -53,25 +55,25 @@ def test_pet_pairs_are_scaled_by_suv(tmp_path, factors, stored):
             np.testing.assert_allclose(got, LogSUV(factors[i]).forward((i + 1) * 100 * (raw + 1)), atol=1e-5)
 
 
-def test_a_training_set_trains(tmp_path):
+def test_fit_trains_on_a_training_set(tmp_path):
     pairs = TrainingSet.from_manifest(manifest(tmp_path))
     one, two = (weights(fit(TINY, pairs, steps=steps, batch_size=2)) for steps in (1, 2))
     assert any(not torch.equal(p, q) for p, q in zip(one, two, strict=True))
 
 
-def test_refuses_factors_for_some_pairs_only(tmp_path):
+def test_suv_factors_for_only_some_pairs_are_refused(tmp_path):
     with pytest.raises(PairsError, match=r"1 pairs have an suv_factor and 1 have none \(such as subject s1\)"):
         TrainingSet.from_manifest(manifest(tmp_path, (2.0, None, None)))
 
 
-def test_refuses_a_split_without_pairs(tmp_path):
+def test_a_split_without_pairs_is_refused(tmp_path):
     with pytest.raises(PairsError, match=r"pairs\.csv has no pairs in the split 'test'"):
         TrainingSet.from_manifest(manifest(tmp_path), split="test")
     with pytest.raises(PairsError, match="no pairs to train on"):
         TrainingSet([])
 
 
-def test_refuses_a_volume_without_contrast_by_name(tmp_path):
+def test_a_volume_without_contrast_is_refused_by_name(tmp_path):
     flat = Volume.from_array(np.ones((4, 4, 4)))
     ramp = Volume.from_array(np.arange(64.0).reshape(4, 4, 4))
     write_volume(tmp_path / "flat.nii", flat.data, flat)
@@ -80,7 +82,7 @@ def test_refuses_a_volume_without_contrast_by_name(tmp_path):
         TrainingSet([Pair("s", "train", tmp_path / "ramp.nii", tmp_path / "flat.nii")])
 
 
-def test_targets_on_other_grids_are_resampled_if_that_is_asked_for(tmp_path):
+def test_targets_on_other_grids_are_resampled_only_on_request(tmp_path):
     source, target = (Volume.from_array(pair(0, shape)[0], (2.0, 2.0, 2.0)) for shape in ((8, 8, 8), (9, 8, 8)))
     write_volume(tmp_path / "a.nii", source.data, source)
     write_volume(tmp_path / "b.nii", target.data, target)
@@ -94,13 +96,13 @@ def test_targets_on_other_grids_are_resampled_if_that_is_asked_for(tmp_path):
         np.testing.assert_array_equal(made[1], resampled[0][1])
 
 
-def test_a_set_takes_the_scaling_of_another(tmp_path):
+def test_a_training_set_can_use_the_scaling_of_another(tmp_path):
     path = manifest(tmp_path)
     training_set = TrainingSet.from_manifest(path)
     alone = TrainingSet.from_manifest(path, "val")
     held = TrainingSet(alone.pairs, scaling=training_set.scaling)
     assert held.scaling == training_set.scaling != alone.scaling
-    np.testing.assert_array_equal(held[0][0], alone[0][0])  # a source has its own percentiles in any case
+    np.testing.assert_array_equal(held[0][0], alone[0][0])  # sources always use their own percentiles
     raw = 300 * (pair(2, (8, 6, 4))[1] + 1)
     np.testing.assert_allclose(held[0][1], training_set.scaling.target.forward(raw), atol=1e-5)
     with pytest.raises(PairsError, match="scaling is for PET, but these pairs are MRI or CT"):

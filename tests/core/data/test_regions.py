@@ -1,4 +1,4 @@
-"""Labelled regions: their names in a table beside them, and the bias of uptake that is taken in each."""
+"""Labelled regions: their names are in a table beside the labels, and each has its bias of uptake."""
 
 import unicodedata
 from dataclasses import replace
@@ -32,7 +32,7 @@ def save(path, array):
 
 
 def labelled():
-    """Liver 4, and two lesions 7 that do not touch."""
+    """Return labels with a liver (4) and two lesions (7) that do not touch."""
     labels = np.zeros(SHAPE, np.uint8)
     labels[1:4, 1:4, 1:4] = 4
     labels[6:8, 6:8, 6:8] = 7
@@ -51,14 +51,14 @@ def found(prediction, case, preset=None):
     return {score.metric: score for score in given if score.metric.startswith("suv_")}
 
 
-def test_the_table_lies_beside_and_reads_back(tmp_path):
+def test_names_are_read_from_the_table_beside_the_labels(tmp_path):
     path = tmp_path / "labels.nii.gz"
     assert read_names(path) is None
     (tmp_path / table_name(path.name)).write_bytes(names_table({4: "liver", 7: "lesion"}))
     assert read_names(path) == {4: "liver", 7: "lesion"}
 
 
-def test_a_table_of_bids_is_read_and_its_names_are_made_plain(tmp_path):
+def test_a_bids_table_is_read_and_its_names_are_simplified(tmp_path):
     (tmp_path / "sub-1_dseg.tsv").write_text("\ufeffindex\tname\tabbreviation\n3\tLeft kidney\tLK\n")
     assert read_names(tmp_path / "sub-1_dseg.nii") == {3: "left_kidney"}
 
@@ -81,13 +81,13 @@ def test_a_table_of_bids_is_read_and_its_names_are_made_plain(tmp_path):
         ("index\tname\n1\tliver\n".encode("utf-16"), "is not UTF-8 text; save the table of regions"),
     ],
 )
-def test_other_tables_are_refused_in_words(tmp_path, text, message):
+def test_malformed_region_tables_are_refused_with_a_reason(tmp_path, text, message):
     (tmp_path / "labels.tsv").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(RegionError, match=message):
         read_names(tmp_path / "labels.nii.gz")
 
 
-def test_each_region_has_a_bias_and_each_lesion_its_own():
+def test_each_region_has_a_bias_and_each_lesion_has_its_own():
     prediction = torch.ones(SHAPE)
     prediction[1:4, 1:4, 1:4] = 1.1
     prediction[6:8, 6:8, 6:8] = 0.5
@@ -101,7 +101,7 @@ def test_each_region_has_a_bias_and_each_lesion_its_own():
     assert {unit_of(metric) for metric in biases} == {"%"}
 
 
-def test_without_a_table_regions_bear_their_numbers_and_one_that_is_absent_is_passed_over():
+def test_regions_without_a_table_are_named_by_number_and_absent_regions_are_skipped():
     assert set(found(torch.ones(SHAPE), pet(labelled(), None))) == {
         f"suv_{which}_bias_{number}" for which in ("mean", "max") for number in (4, 7)
     }
@@ -111,7 +111,7 @@ def test_without_a_table_regions_bear_their_numbers_and_one_that_is_absent_is_pa
     }
 
 
-def test_a_region_without_uptake_loses_no_other():
+def test_a_region_without_uptake_does_not_affect_other_regions():
     case = pet(labelled(), {4: "liver", 7: "lesion"})
     case.target[1:4, 1:4, 1:4] = 0
     biases = found(torch.ones(SHAPE), case)
@@ -120,14 +120,14 @@ def test_a_region_without_uptake_loses_no_other():
     assert biases["suv_mean_bias_lesion"].value == 0.0
 
 
-def test_only_pet_and_only_the_projects_own_convention_have_them():
+def test_only_pet_scored_by_the_projects_own_convention_has_regional_bias():
     assert not found(torch.ones(SHAPE), pet(labelled(), None, factor=None))
     assert not found(torch.ones(SHAPE), pet(None, None))
     case = replace(pet(labelled(), None), target=torch.rand(SHAPE) + 1)
     assert not found(torch.rand(SHAPE), case, PRESETS["udpet"])
 
 
-def test_labels_are_read_by_nearest_neighbours_and_are_whole_numbers(tmp_path):
+def test_labels_are_read_as_whole_numbers_and_change_the_digest(tmp_path):
     target = save(tmp_path / "target.nii.gz", np.ones(SHAPE, np.float32))
     path = save(tmp_path / "labels.nii.gz", labelled())
     files = CaseFiles("s", target, suv_factor=1.0, labels=path)
@@ -160,7 +160,7 @@ def test_negative_labels_are_refused(tmp_path):
         (1, None, (3, 3, 3), "must share one grid"),
     ],
 )
-def test_unusable_labels_are_found_by_the_check_and_lose_no_other_metric(tmp_path, fraction, table, size, said):
+def test_unusable_labels_are_found_by_the_check_and_other_metrics_remain(tmp_path, fraction, table, size, said):
     rng = np.random.default_rng(0)
     source, target = (save(tmp_path / name, rng.random(SHAPE).astype(np.float32)) for name in ("s.nii", "t.nii"))
     labels = save(tmp_path / "labels.nii", (labelled()[: size[0], : size[1], : size[2]] * fraction).astype("f4"))
@@ -185,14 +185,14 @@ def test_unusable_labels_are_found_by_the_check_and_lose_no_other_metric(tmp_pat
         (("Liver / left (II)", "n°1"), ["liver_left_ii", "n_1"]),
     ],
 )
-def test_names_in_any_script_become_plain(tmp_path, names, plain):
+def test_region_names_in_any_script_are_simplified(tmp_path, names, plain):
     rows = "".join(f"{index}\t{name}\n" for index, name in enumerate(names, 1))
     (tmp_path / "labels.tsv").write_text("index\tname\n" + rows, encoding="utf-8")
     made = list(read_names(tmp_path / "labels.nii").values())
     assert made == [unicodedata.normalize("NFKC", name) for name in plain]
 
 
-def test_a_manifest_has_a_column_of_labels_which_is_checked(tmp_path):
+def test_a_manifest_has_a_labels_column_whose_files_are_checked(tmp_path):
     names = ("source", "target", "labels")
     rng = np.random.default_rng(0)
     for name in names:
@@ -208,7 +208,7 @@ def test_a_manifest_has_a_column_of_labels_which_is_checked(tmp_path):
 
 
 @pytest.mark.slow
-def test_phantoms_of_pet_name_their_organs(tmp_path):
+def test_pet_phantoms_have_a_table_of_organ_names(tmp_path):
     recipe = find_task("pet-joint").recipe(Grid((12, 10, 10), (36.0, 36.0, 36.0)))
     (pair,) = make_set(recipe, 1, tmp_path / "set", jobs=1)
     assert pair.labels == tmp_path / "set" / "train-000" / f"{LABELS}.nii.gz"
@@ -218,7 +218,7 @@ def test_phantoms_of_pet_name_their_organs(tmp_path):
     assert found(case.target * 1.1, case)["suv_mean_bias_liver"].value == pytest.approx(10.0, abs=1e-3)
 
 
-def test_the_table_has_a_block_of_its_own_and_figures_pass_regions_over():
+def test_the_quality_table_lists_regions_separately_and_figures_omit_them():
     records = [
         Record(metric=metric, unit=unit, value=value, kind="measured", method="ppdm", subject="s1", task="t")
         for metric, unit, value in (("psnr", "dB", 30.0), ("suv_max_bias_grey_matter", "%", -4.25))

@@ -1,4 +1,4 @@
-"""Resampling: linear interpolation of a linear function is exact, on any two grids; one grid changes nothing."""
+"""Resampling: interpolation of a linear function is exact between any two grids; equal grids change nothing."""
 
 import nibabel as nib
 import numpy as np
@@ -16,7 +16,7 @@ SMALL, LARGE = (7, 8, 9), (24, 26, 28)
 
 
 def rotation(*degrees):
-    """About D, then H, then W."""
+    """Return the matrix of rotations about D, then H, then W, in degrees."""
     matrix = np.eye(3)
     for axis, angle in enumerate(np.radians(degrees)):
         turn = np.eye(3)
@@ -27,7 +27,7 @@ def rotation(*degrees):
 
 
 def affine_of(shape, spacing=(1, 1, 1), turned=(0, 0, 0), shifted=(0, 0, 0)):
-    """A grid whose centre lies at `shifted`, mm."""
+    """Return the affine of a grid whose centre lies at `shifted`, in mm."""
     affine = np.eye(4)
     affine[:3, :3] = rotation(*turned) * spacing
     affine[:3, 3] = shifted - affine[:3, :3] @ (np.array(shape) - 1) / 2
@@ -35,7 +35,7 @@ def affine_of(shape, spacing=(1, 1, 1), turned=(0, 0, 0), shifted=(0, 0, 0)):
 
 
 def volume_on(affine, shape, values=None, units="mm"):
-    """A volume with that affine; its values are the linear function of the world unless they are given."""
+    """Return a volume with that affine; its default values are the linear function of the world coordinates."""
     header = nib.Nifti1Header()
     header.set_data_shape(shape)
     header.set_sform(affine, code=1)
@@ -72,10 +72,10 @@ def large(**options):
     ids=["shifted", "spaced", "turned", "all"],
 )
 @pytest.mark.parametrize("order", [1, 3])
-def test_a_linear_function_stays_what_it_is(grid, order):
+def test_a_linear_function_is_resampled_exactly(grid, order):
     like = volume_on(affine_of(SMALL, **grid), SMALL, np.zeros(SMALL, np.float32))
     result = resample_to(large(), like, order)
-    # Splines of order 3 continue the border's values, so that only their middle is exact: to 1e-2 of a range of 60.
+    # Splines of order 3 extend the border values and are exact only in the middle: within 1e-2, for a range of 60.
     np.testing.assert_allclose(result.data, ramp(like), atol=2e-5 * 40 if order == 1 else 1e-2)
     assert np.array_equal(result.affine, like.affine)
     assert share_outside(large(), like) == 0
@@ -88,26 +88,26 @@ def test_a_linear_function_stays_what_it_is(grid, order):
     spacing=st.tuples(*[st.floats(0.3, 1.0)] * 3),
     flips=st.tuples(*[st.sampled_from([-1.0, 1.0])] * 6),
 )
-def test_a_linear_function_stays_what_it_is_on_any_grid(turned, shifted, spacing, flips):
+def test_a_linear_function_is_resampled_exactly_between_any_grids(turned, shifted, spacing, flips):
     volume = volume_on(affine_of(LARGE, flips[:3], (5, -6, 7)), LARGE)
     like = volume_on(affine_of(SMALL, np.multiply(spacing, flips[3:]), turned, shifted), SMALL)
-    # At most 6.1 + 3.5 mm from the centre of a box whose nearest face is 11.5 mm away.
+    # Voxels lie at most 6.1 + 3.5 mm from the centre of a box whose nearest face is 11.5 mm away.
     np.testing.assert_allclose(resample_to(volume, like).data, ramp(like), atol=1e-3)
 
 
 @settings(max_examples=15, deadline=None)
 @given(turned=st.tuples(*[st.floats(-30, 30)] * 3), order=st.sampled_from([0, 1]), seed=st.integers(0, 99))
-def test_nibabel_agrees(turned, order, seed):
+def test_resampling_agrees_with_nibabel(turned, order, seed):
     values = np.random.default_rng(seed).normal(size=LARGE).astype(np.float32)
     volume = volume_on(affine_of(LARGE), LARGE, values)
     like = volume_on(affine_of(SMALL, (1.1, 0.9, 1.3), turned, (0.2, 0.1, -0.4)), SMALL)
     place = apply_affine(np.linalg.inv(volume.affine), positions(like))
-    assume(np.abs(place % 1 - 0.5).min() > 1e-6)  # the nearest voxel of a tie is anybody's
+    assume(np.abs(place % 1 - 0.5).min() > 1e-6)  # exclude ties, which have no unique nearest voxel
     expected = resample_from_to(nib.Nifti1Image(values, volume.affine), (like.data.shape, like.affine), order=order)
     np.testing.assert_allclose(resample_to(volume, like, order).data, expected.get_fdata(), atol=1e-5)
 
 
-def test_one_grid_changes_no_bit():
+def test_resampling_to_the_same_grid_changes_no_bit():
     values = np.random.default_rng(0).normal(size=LARGE).astype(np.float32)
     volume = volume_on(affine_of(LARGE, turned=(5, 6, 7), spacing=(0.9, 1, 1.1)), LARGE, values)
     nearly = volume_on(volume.affine + 1e-6, LARGE)
@@ -118,11 +118,11 @@ def test_one_grid_changes_no_bit():
         assert share_outside(volume, like) == 0
 
 
-def test_a_shift_by_voxels_moves_values_and_leaves_zero_behind():
+def test_a_shift_by_whole_voxels_moves_values_and_fills_with_zero():
     values = np.arange(1, 61, dtype=np.float32).reshape(3, 4, 5)
     volume = volume_on(np.eye(4), (3, 4, 5), values)
     shifted = np.eye(4)
-    shifted[2, 3] = 2  # a voxel w there is voxel w + 2 here
+    shifted[2, 3] = 2  # voxel w of the shifted grid is voxel w + 2 of the volume
     like = volume_on(shifted, (3, 4, 5))
     with pytest.warns(UserWarning, match=r"t2\.nii: 40\.0% of the voxels .* outside of its field of view and are 0"):
         result = resample_to(volume, like, name="t2.nii")
@@ -131,10 +131,10 @@ def test_a_shift_by_voxels_moves_values_and_leaves_zero_behind():
     assert share_outside(volume, like) == 0.4
 
 
-def test_the_border_continues_for_half_a_voxel():
+def test_border_values_extend_by_half_a_voxel():
     volume = volume_on(np.eye(4), (2, 2, 2), np.full((2, 2, 2), 5, np.float32))
     fine = np.diag([0.25, 1, 1, 1.0])
-    fine[0, 3] = -0.625  # centres at -.625, -.375 ... 1.375, 1.625 voxels; the box ends at -.5 and 1.5
+    fine[0, 3] = -0.625  # centres at -0.625, -0.375 ... 1.375, 1.625 voxels; the volume ends at -0.5 and 1.5
     with pytest.warns(UserWarning, match=r"20\.0%"):
         result = resample_to(volume, volume_on(fine, (10, 2, 2)))
     assert result.data[:, 0, 0].tolist() == [0, 5, 5, 5, 5, 5, 5, 5, 5, 0]
@@ -147,40 +147,40 @@ def test_a_single_slice_fills_its_own_thickness():
     assert (resample_to(volume, volume_on(affine, (3, 3, 3))).data == 2).all()
 
 
-def test_labels_stay_labels_with_the_nearest_voxel():
+def test_nearest_neighbour_resampling_makes_no_new_labels():
     labels = np.random.default_rng(1).integers(0, 5, LARGE).astype(np.float32)
     like = volume_on(affine_of(SMALL, (1.3, 0.7, 1.1), (9, 8, 7)), SMALL)
     assert set(np.unique(resample_to(volume_on(affine_of(LARGE), LARGE, labels), like, 0).data)) <= set(range(5))
 
 
-def test_grids_in_other_units_meet_in_mm():
-    # 24 voxels of 1 mm, and the same box written in metres with 12 voxels of .002 m.
+def test_grids_in_different_units_are_compared_in_mm():
+    # One grid has 24 voxels of 1 mm; the other describes the same box in metres, with 12 voxels of 0.002 m.
     metres = affine_of((12, 13, 14), (2, 2, 2)) * np.array([[1e-3]] * 3 + [[1]])
     like = volume_on(metres, (12, 13, 14), units="meter")
     np.testing.assert_allclose(resample_to(large(), like).data, ramp(like), atol=1e-3)
 
 
-def test_a_small_share_outside_is_not_warned_of():
+def test_a_small_share_outside_the_field_of_view_gives_no_warning():
     volume = volume_on(affine_of(LARGE, shifted=(0, 0, 0.8)), LARGE)
     like = large()
     assert 0 < share_outside(volume, like) < 0.05
     assert (resample_to(volume, like).data[..., 0] == 0).all()
 
 
-def test_volumes_without_a_common_place_are_refused():
+def test_volumes_that_do_not_overlap_are_refused():
     with pytest.raises(VolumeError, match=r"far\.nii .* do not overlap; check the affines"):
         resample_to(large(shifted=(500, 0, 0)), large(), name="far.nii")
     assert share_outside(large(shifted=(500, 0, 0)), large()) == 1
 
 
 @pytest.mark.parametrize("order", [-1, 6, 1.5, "linear"])
-def test_orders_that_are_none_are_refused(order):
+def test_invalid_interpolation_orders_are_refused(order):
     with pytest.raises(VolumeError, match="is one of 0 to 5"):
         resample_to(large(), large(), order)
 
 
-def test_the_result_is_written_on_the_native_grid_of_the_other(tmp_path):
-    # A sagittal grid: storage runs to anterior, superior and left.
+def test_the_result_is_written_on_the_native_grid_of_the_reference(tmp_path):
+    # A sagittal grid: the stored axes run to anterior, superior and left.
     native = np.eye(4)
     native[:3, :3] = np.array([[0, 0, -1], [1, 0, 0], [0, 1, 0]])
     native[:3, 3] = (3, -4, -4)
@@ -194,6 +194,6 @@ def test_the_result_is_written_on_the_native_grid_of_the_other(tmp_path):
     assert np.array_equal(read_volume(tmp_path / "out.nii.gz").data, result.data)
 
 
-def test_the_count_of_replaced_voxels_stays_with_the_values():
+def test_resampling_keeps_the_count_of_replaced_voxels():
     volume = large()
     assert resample_to(Volume(volume.data, volume.header, 3), volume_on(affine_of(SMALL), SMALL)).replaced == 3

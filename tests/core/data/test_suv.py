@@ -1,4 +1,4 @@
-"""SUV factors against numbers worked by hand, and tables of doses."""
+"""SUV factors match hand calculations; dose tables are read, or refused with a reason."""
 
 import pytest
 from hypothesis import given, settings
@@ -22,8 +22,8 @@ def complaint(folder, text):
     return str(caught.value)
 
 
-def test_a_dose_spread_evenly_over_the_body_is_one():
-    # 350 MBq in 70 kg is 5 kBq/g; water has 1 g/mL, so that 5 kBq/mL everywhere is SUV 1.
+def test_a_dose_spread_evenly_over_the_body_is_suv_1():
+    # 350 MBq in 70 kg is 5 kBq/g; water has 1 g/mL, so 5 kBq/mL everywhere is SUV 1.
     assert 5000 * suv_factor(70, 350e6, 0) == pytest.approx(1)
 
 
@@ -32,25 +32,25 @@ def test_half_the_activity_is_left_after_a_half_life():
     assert suv_factor(70, 350e6, 1220.4 * 2, half_life_s=1220.4) == pytest.approx(4 * suv_factor(70, 350e6, 0))
 
 
-def test_the_published_scan_of_a_test_set():
-    # 55 kg, 203.5 MBq, 3399 s, scanner's half-life 6588 s: 203.5e6 · 0.5^.515938 = 142.32 MBq left.
+def test_the_factor_of_a_published_scan_is_reproduced():
+    # 55 kg, 203.5 MBq, 3399 s, half-life of the scanner 6588 s: 203.5e6 · 0.5^0.515938 = 142.32 MBq are left.
     assert suv_factor(55, 203.5e6, 3399, half_life_s=6588) == pytest.approx(55000 / 142.32e6, rel=1e-4)
 
 
 @pytest.mark.parametrize(
     "fault", [(0, 1e8, 0), (70, -1, 0), (70, 1e8, -1), (float("nan"), 1e8, 0), (70, 1e8, float("inf"))]
 )
-def test_numbers_that_cannot_be_are_refused(fault):
+def test_impossible_numbers_are_refused(fault):
     with pytest.raises(SUVError, match="expected"):
         suv_factor(*fault)
 
 
-def test_a_dose_that_has_decayed_is_refused():
+def test_a_completely_decayed_dose_is_refused():
     with pytest.raises(SUVError, match="no activity is left"):
         suv_factor(70, 1e8, 1e9)
 
 
-def test_a_table_gives_factors(tmp_path):
+def test_a_dose_table_gives_the_factor_of_each_subject(tmp_path):
     text = "\ufeff" + HEADER.strip() + ",half_life_min\r\ns1, 55 ,203500000,56.65,109.8\r\ns2,70,3.5e8,0,\r\n\r\n"
     factors = read_suv_table(table(tmp_path, text))
     assert factors.factor("s1") == suv_factor(55, 203.5e6, 3399, 6588)
@@ -58,7 +58,7 @@ def test_a_table_gives_factors(tmp_path):
     assert factors.factor("s3") is None
 
 
-def test_a_row_without_a_session_cannot_stand_for_two(tmp_path):
+def test_a_row_without_a_session_is_not_used_for_two_sessions(tmp_path):
     factors = read_suv_table(table(tmp_path, HEADER.strip() + ",session\ns1,70,2e8,60,d1\ns2,70,2e8,60,\n"))
     assert factors.factor("s1", "d1", sessions=2) == suv_factor(70, 2e8, 3600)
     assert factors.factor("s1", "d2") is None
@@ -88,7 +88,7 @@ def test_a_table_from_a_spreadsheet_with_decimal_commas_is_read(tmp_path):
         (HEADER.encode("utf-16"), "not UTF-8 text"),
     ],
 )
-def test_faults_of_a_table_are_named(tmp_path, text, said):
+def test_faults_of_a_dose_table_are_reported(tmp_path, text, said):
     assert said in complaint(tmp_path, text)
 
 
@@ -99,6 +99,6 @@ def test_a_missing_table_is_refused(tmp_path):
 
 @settings(max_examples=40, deadline=None)
 @given(st.text(alphabet='s1,"\n\r .-e8', max_size=50))
-def test_arbitrary_rows_never_end_in_a_traceback(tmp_path_factory, noise):
+def test_arbitrary_rows_raise_only_suv_errors(tmp_path_factory, noise):
     with pytest.raises(SUVError):
         read_suv_table(table(tmp_path_factory.mktemp("noise"), HEADER + noise))

@@ -1,4 +1,4 @@
-"""NIfTI volumes: geometry returns bit for bit, values are physical, and bad files are refused by name."""
+"""NIfTI volumes: geometry is written back bit for bit, values are physical, and bad files are refused by name."""
 
 import gzip
 import math
@@ -43,7 +43,7 @@ def ramp(shape=SHAPE, dtype=np.float32):
 
 
 def save(path, array, affine=AFFINE, sform=1, qform=1, image_class=nib.Nifti1Image, edit=None, order="<"):
-    """A file made by nibabel alone; `edit` changes header fields that nibabel would not write."""
+    """Write a file with only nibabel; `edit` sets header fields to values that nibabel would not write."""
     header = image_class.header_class(endianness=order)
     header.set_data_dtype(array.dtype)
     header.set_data_shape(array.shape)
@@ -76,7 +76,7 @@ def refusal(path, call=read_volume):
 
 
 @pytest.mark.parametrize("codes", AXCODES)
-def test_every_orientation_is_canonical_inside_and_native_outside(tmp_path, codes):
+def test_every_orientation_is_canonical_in_memory_and_native_in_files(tmp_path, codes):
     canonical = ramp()
     orientation = axcodes2ornt(codes)
     native = nib.Nifti1Image(canonical, AFFINE).as_reoriented(
@@ -105,7 +105,7 @@ def test_every_orientation_is_canonical_inside_and_native_outside(tmp_path, code
     codes=st.tuples(st.integers(0, 4), st.integers(0, 4)),
     unit=st.integers(0, 3),
 )
-def test_oblique_and_left_handed_geometry_returns_bit_for_bit(tmp_path_factory, axes, offset, codes, unit):
+def test_oblique_and_left_handed_geometry_is_written_back_bit_for_bit(tmp_path_factory, axes, offset, codes, unit):
     rotation = np.linalg.qr(np.reshape(axes, (3, 3)) + 3 * np.eye(3)[[1, 2, 0]])[0]
     affine = np.eye(4)
     affine[:3, :3], affine[:3, 3] = rotation * [0.7, 1.0, 4.0], offset
@@ -119,7 +119,7 @@ def test_oblique_and_left_handed_geometry_returns_bit_for_bit(tmp_path_factory, 
 
 
 @pytest.mark.parametrize(("sform", "qform"), [(1, 0), (0, 1), (2, 3), (0, 0)])
-def test_the_affine_is_the_one_the_codes_select(tmp_path, sform, qform):
+def test_the_sform_and_qform_codes_select_the_affine(tmp_path, sform, qform):
     path = save(tmp_path / "in.nii", ramp(), AFFINE, sform, qform, edit={} if sform else {"srow_x": np.nan})
     expected = nib.as_closest_canonical(nib.load(path))
     volume = read_volume(path)
@@ -130,7 +130,7 @@ def test_the_affine_is_the_one_the_codes_select(tmp_path, sform, qform):
 @pytest.mark.parametrize("image_class", [nib.Nifti1Image, nib.Nifti2Image])
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("dtype", ["u1", "i2", "i4", "i8", "f4", "f8"])
-def test_versions_byte_orders_and_types_are_read_and_written(tmp_path, image_class, order, dtype):
+def test_nifti_versions_byte_orders_and_types_are_read_and_written(tmp_path, image_class, order, dtype):
     path = save(tmp_path / "in.nii.gz", ramp(dtype=dtype), order=order, image_class=image_class)
     volume = read_volume(path)
     assert np.array_equal(volume.data, ramp())
@@ -156,7 +156,7 @@ def test_scaled_integers_are_physical_and_the_output_is_not_quantised_again(tmp_
     assert (raw["cal_max"], raw["intent_code"]) == (0, 0)
 
 
-def test_extensions_are_skipped_and_not_passed_on(tmp_path):
+def test_header_extensions_are_skipped_and_not_written(tmp_path):
     image = nib.Nifti1Image(ramp(), AFFINE)
     image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"name of a patient" * 50))
     nib.save(image, tmp_path / "in.nii")
@@ -182,7 +182,7 @@ def test_trailing_axes_of_length_one_are_kept_in_files_only(tmp_path, axes, code
 
 
 @pytest.mark.parametrize(("offset", "gap"), [(0, 0), (352, 0), (4096, 3744)])
-def test_voxels_are_found_behind_the_header(tmp_path, offset, gap):
+def test_voxels_are_read_from_the_offset_in_the_header(tmp_path, offset, gap):
     path = save(tmp_path / "in.nii", ramp(), edit={"vox_offset": offset})
     content = path.read_bytes()
     path.write_bytes(content[:352] + b"\xff" * gap + content[352:])
@@ -207,10 +207,10 @@ def test_voxels_that_are_not_finite_are_replaced_counted_and_announced(tmp_path)
         volume = read_volume(path)
     assert volume.replaced == 4
     assert volume.data[0, 0].tolist() == [0, 0, 0, 0, 4, 5]
-    assert read_volume(path, announce=False).replaced == 4  # and no warning, which would be an error here
+    assert read_volume(path, announce=False).replaced == 4  # gives no warning, which pytest would turn into an error
 
 
-def test_large_files_are_read_in_pieces(tmp_path, monkeypatch):
+def test_files_larger_than_one_chunk_are_read(tmp_path, monkeypatch):
     monkeypatch.setattr(nifti_stream, "_CHUNK", 7)
     assert np.array_equal(read_volume(save(tmp_path / "in.nii.gz", ramp())).data, ramp())
 
@@ -239,7 +239,7 @@ def test_a_suffix_that_is_wrong_about_compression_does_not_matter(tmp_path):
         assert read_shape(tmp_path / name)[0] == SHAPE
 
 
-def test_blanks_links_and_the_home_folder_in_paths(tmp_path, monkeypatch):
+def test_paths_may_contain_blanks_links_and_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "my scans").mkdir()
     path = save(tmp_path / "my scans" / "a b.NII.GZ", ramp())
@@ -258,7 +258,7 @@ def test_several_volumes_in_a_file_are_refused_with_the_remedy(tmp_path, call):
 
 @pytest.mark.parametrize("call", [read_volume, read_shape])
 @pytest.mark.parametrize("shape", [(20,), (4, 5), (4, 5, 6, 2), (4, 5, 1, 2), (4, 5, 6, 1, 3)])
-def test_what_has_not_three_axes_is_refused(tmp_path, call, shape):
+def test_files_without_exactly_three_axes_are_refused(tmp_path, call, shape):
     assert f"{len(shape)} axes of lengths {shape}" in refusal(save(tmp_path / "in.nii", ramp(shape)), call)
 
 
@@ -317,7 +317,7 @@ def test_a_header_that_claims_more_than_the_file_holds_is_refused(tmp_path, name
 @pytest.mark.parametrize("call", [read_volume, read_shape])
 @pytest.mark.parametrize("name", ["huge.nii", "huge.nii.gz"])
 @pytest.mark.parametrize("field", [{"dim": [3, 32767, 32767, 32767, 1, 1, 1, 1]}, {"vox_offset": 1e30}])
-def test_what_no_file_of_that_size_can_hold_is_refused_from_the_header_alone(tmp_path, monkeypatch, call, name, field):
+def test_voxels_that_a_file_is_too_small_for_are_refused_from_the_header(tmp_path, monkeypatch, call, name, field):
     monkeypatch.setattr(volume_module, "read_voxels", None)
     assert "truncated" in refusal(save(tmp_path / name, ramp(), edit=field), call)
 
@@ -326,7 +326,7 @@ def test_what_no_file_of_that_size_can_hold_is_refused_from_the_header_alone(tmp
 @pytest.mark.parametrize("name", ["huge.nii", "huge.nii.gz"])
 @pytest.mark.parametrize("length", [10**5, 2**62])
 def test_a_header_that_claims_huge_axes_is_refused_before_anything_is_allocated(tmp_path, call, name, length):
-    """Only NIfTI-2 can count so far. The numbers stay Python's, so that no product of them wraps around."""
+    """Only NIfTI-2 can store such lengths. They must stay Python integers, whose product cannot overflow."""
     fields = {"dim": [3, length, length, length, 1, 1, 1, 1]}
     path = save(tmp_path / name, ramp(), edit=fields, image_class=nib.Nifti2Image)
     tracemalloc.start()
@@ -337,8 +337,8 @@ def test_a_header_that_claims_huge_axes_is_refused_before_anything_is_allocated(
         tracemalloc.stop()
 
 
-def test_a_stream_that_delivers_more_than_the_header_claims_is_left_unread(tmp_path):
-    """A gzip bomb: 200 MB of zeros behind a small volume."""
+def test_data_beyond_the_size_in_the_header_is_not_read(tmp_path):
+    """The file is a gzip bomb: 200 MB of zeros follow a small volume."""
     path = save(tmp_path / "bomb.nii.gz", ramp())
     path.write_bytes(path.read_bytes() + gzip.compress(bytes(200_000_000), 1))
     tracemalloc.start()
@@ -349,11 +349,11 @@ def test_a_stream_that_delivers_more_than_the_header_claims_is_left_unread(tmp_p
         tracemalloc.stop()
 
 
-def test_a_lying_header_allocates_no_more_than_the_stream_delivers(tmp_path):
+def test_a_header_with_a_false_size_allocates_no_more_than_the_stream_delivers(tmp_path):
     path = save(
         tmp_path / "zeros.nii.gz", np.zeros((10, 100, 1000), np.uint8), edit={"dim": [3, 500, 500, 400, *[1] * 4]}
     )
-    path.write_bytes(path.read_bytes() + gzip.compress(b"", 0) * 5000)  # room for the claim, by the file's size
+    path.write_bytes(path.read_bytes() + gzip.compress(b"", 0) * 5000)  # enough bytes for the claimed size
     tracemalloc.start()
     try:
         assert "truncated" in refusal(path)
@@ -362,7 +362,7 @@ def test_a_lying_header_allocates_no_more_than_the_stream_delivers(tmp_path):
         tracemalloc.stop()
 
 
-def test_more_than_memory_is_refused_for_reading_but_its_shape_can_be_asked(tmp_path, monkeypatch):
+def test_a_volume_larger_than_the_memory_is_refused_but_its_shape_can_be_read(tmp_path, monkeypatch):
     monkeypatch.setattr(nifti_stream, "_physical_memory", lambda: 1000)
     path = save(tmp_path / "in.nii.gz", ramp())
     assert "machine has" in refusal(path)
@@ -372,7 +372,7 @@ def test_more_than_memory_is_refused_for_reading_but_its_shape_can_be_asked(tmp_
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 351), st.integers(0, 255)), min_size=1, max_size=6))
 @pytest.mark.filterwarnings("ignore:.*voxels were replaced:UserWarning")
-def test_a_corrupted_header_is_read_or_refused_but_never_a_traceback(tmp_path_factory, changes):
+def test_a_corrupted_header_is_read_or_raises_only_volume_errors(tmp_path_factory, changes):
     folder = tmp_path_factory.mktemp("fuzz")
     content = bytearray(save(folder / "in.nii", ramp(dtype=np.int16)).read_bytes())
     for place, value in changes:
@@ -398,7 +398,7 @@ def test_equal_volumes_make_equal_files(tmp_path):
     assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
 
 
-def test_a_written_file_has_the_rights_of_any_other_file(tmp_path):
+def test_a_written_file_has_the_default_permissions(tmp_path):
     volume = Volume.from_array(ramp())
     write_volume(tmp_path / "a.nii", volume.data, volume)
     (tmp_path / "b").touch()
@@ -427,7 +427,7 @@ def test_places_that_cannot_be_written_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt()])
-def test_a_failure_leaves_the_old_file_and_nothing_half_written(tmp_path, monkeypatch, failure):
+def test_a_failed_write_leaves_the_old_file_and_no_partial_file(tmp_path, monkeypatch, failure):
     volume = Volume.from_array(ramp())
     write_volume(tmp_path / "out.nii", volume.data, volume)
 
@@ -445,7 +445,7 @@ def test_a_failure_leaves_the_old_file_and_nothing_half_written(tmp_path, monkey
 # Volumes and grids
 
 
-def test_a_volume_from_an_array_is_canonical_centred_and_survives_a_file(tmp_path):
+def test_a_volume_from_an_array_is_canonical_centred_and_reads_back_equal(tmp_path):
     volume = Volume.from_array(ramp(), spacing=(0.7, 1.1, 3.0))
     np.testing.assert_allclose(volume.spacing, (0.7, 1.1, 3.0), rtol=1e-6)
     np.testing.assert_allclose(volume.affine @ [1.5, 2, 2.5, 1], [0, 0, 0, 1], atol=1e-6)
@@ -456,7 +456,7 @@ def test_a_volume_from_an_array_is_canonical_centred_and_survives_a_file(tmp_pat
 
 
 @pytest.mark.parametrize("array", [np.zeros((4, 5)), np.zeros((0, 4, 5)), np.zeros((2, 3, 4, 5))])
-def test_arrays_that_are_no_volumes_are_refused(array):
+def test_arrays_that_are_not_volumes_are_refused(array):
     with pytest.raises(VolumeError, match="three axes"):
         Volume.from_array(array)
 
@@ -467,7 +467,7 @@ def test_impossible_spacing_is_refused(spacing):
         Volume.from_array(ramp(), spacing)
 
 
-def test_data_that_do_not_belong_to_the_header_are_refused():
+def test_data_that_do_not_match_the_header_are_refused():
     header = Volume.from_array(ramp()).header
     for data in (ramp().T, ramp(dtype=np.float64)):
         with pytest.raises(VolumeError, match=r"Expected float32 data of shape \(4, 5, 6\)"):
@@ -489,7 +489,7 @@ def test_grids_may_differ_by_less_than_a_micrometre():
     check_same_grid(shifted(), shifted(mm=9e-4), ("a", "b"))
 
 
-def test_grids_of_one_place_in_two_orientations_are_the_same(tmp_path):
+def test_one_grid_stored_in_two_orientations_counts_as_the_same_grid(tmp_path):
     for name, codes in (("a.nii", "RAS"), ("b.nii", "LPS")):
         flip = axcodes2ornt(codes)
         save(tmp_path / name, ramp(), AFFINE @ inv_ornt_aff(flip, SHAPE))
@@ -502,7 +502,7 @@ def test_grids_that_differ_are_refused_with_their_distance(other, distance):
         check_same_grid(shifted(), other, ("t1.nii", "t2.nii"))
 
 
-def test_the_grid_is_read_from_the_header_alone_and_compared_like_the_volume(tmp_path):
+def test_read_geometry_reads_only_the_header_and_gives_the_grid_of_the_volume(tmp_path):
     path = save(tmp_path / "in.nii.gz", ramp(), edit={"xyzt_units": 1})
     volume, grid = read_volume(path), read_geometry(path)
     assert (grid.shape, grid.spacing) == (volume.geometry.shape, volume.spacing) == (SHAPE, (1500, 2000, 3000))
@@ -515,13 +515,13 @@ def test_the_grid_is_read_from_the_header_alone_and_compared_like_the_volume(tmp
         check_same_grid(grid, shifted(), ("a", "b"))
 
 
-def test_shapes_that_differ_are_refused():
+def test_grids_of_different_shapes_are_refused():
     with pytest.raises(VolumeError, match=r"a and b .*\(100, 5, 6\) and \(4, 5, 6\); resample"):
         check_same_grid(shifted(), Volume.from_array(ramp()), ("a", "b"))
 
 
-def test_the_data_modules_need_no_torch():
-    """Run below an empty `ppdm`, so that only what these modules import themselves is seen."""
+def test_importing_the_data_modules_does_not_import_torch():
+    """Import the modules under an empty `ppdm` package, so that only their own imports count."""
     code = (
         "import sys, types; package = sys.modules['ppdm'] = types.ModuleType('ppdm'); package.__path__ = ['ppdm']\n"
         "import ppdm.data.checking, ppdm.data.normalise; sys.exit('torch' in sys.modules)"
@@ -568,7 +568,7 @@ ULPS = st.lists(st.integers(-2, 2), min_size=9, max_size=9)
     st.tuples(*[st.sampled_from([1, -1])] * 3),
     ULPS,
 )
-def test_rounding_does_not_turn_axes_at_any_regular_angle(degrees, spacing, flips, ulps):
+def test_rounding_does_not_change_the_orientation_at_regular_angles(degrees, spacing, flips, ulps):
     turn = np.eye(3)
     for axes, angle in zip([(0, 1), (0, 2), (1, 2)], np.radians(degrees), strict=True):
         plane = np.eye(3)
@@ -583,7 +583,7 @@ def test_rounding_does_not_turn_axes_at_any_regular_angle(degrees, spacing, flip
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.floats(-1, 1), min_size=9, max_size=9))
-def test_the_orientation_is_that_of_nibabel_away_from_ties(axes):
+def test_the_orientation_agrees_with_nibabel_away_from_ties(axes):
     affine = np.eye(4)
     affine[:3, :3] = np.linalg.qr(np.reshape(axes, (3, 3)) + 2 * np.eye(3))[0] * (0.7, 1, 4)
     cosines = np.sort(np.abs(affine[:3, :3] / (0.7, 1, 4)).ravel())

@@ -1,4 +1,4 @@
-"""Cases read from disk, the input as a prediction, and what is scored against what."""
+"""Reading of evaluation cases, the input baseline, predictions, and their scores."""
 
 import math
 
@@ -34,7 +34,7 @@ SHAPE = (14, 13, 12)
 
 
 def trained(scaling=MRI, spacing=(1.0, 1.0, 1.0)):
-    """A PPDM whose network returns zeros: it translates by its scaling alone."""
+    """Return an untrained PPDM. Its network returns zeros, so a translation only rescales the intensities."""
     torch.manual_seed(0)
     return Trained(TINY, TINY.build(1).eval(), scaling, spacing, 1, 0)
 
@@ -80,7 +80,7 @@ def test_a_case_is_read_in_physical_units(files):
     assert not found.in_suv
 
 
-def test_pet_is_read_in_suv_and_its_mask_is_not(files):
+def test_pet_is_read_in_suv_and_its_mask_is_not_scaled(files):
     found = read_case(CaseFiles("s", files.target, files.source, files.mask, suv_factor=0.25))
     np.testing.assert_array_equal(found.target, scan(1) * 0.25)
     np.testing.assert_array_equal(found.source, scan(0) * 0.25)
@@ -95,7 +95,7 @@ def test_a_case_needs_neither_source_nor_mask(files):
 
 
 @pytest.mark.parametrize("role", ["target", "mask"])
-def test_another_grid_is_refused_unless_it_is_resampled(files, role, tmp_path):
+def test_a_target_or_mask_on_another_grid_is_refused_unless_resampled(files, role, tmp_path):
     path = write(tmp_path / "wide.nii.gz", np.ones((7, 13, 12), np.float32), (2.0, 1.0, 1.0))
     other = CaseFiles("s", **{**{n: getattr(files, n) for n in ("target", "source", "mask")}, role: path})
     with pytest.raises(VolumeError, match=r"source\.nii\.gz and .*wide\.nii\.gz must share one grid"):
@@ -104,7 +104,7 @@ def test_another_grid_is_refused_unless_it_is_resampled(files, role, tmp_path):
     assert getattr(found, role).shape == found.source.shape == SHAPE
 
 
-def test_a_prediction_must_lie_on_the_grid_and_be_finite(files, tmp_path):
+def test_a_prediction_must_be_on_the_grid_of_the_target_and_finite(files, tmp_path):
     found = read_case(CaseFiles("s", files.target, suv_factor=0.5))
     np.testing.assert_array_equal(read_prediction(write(tmp_path / "p.nii", scan(3)), found), scan(3) * 0.5)
     with pytest.raises(VolumeError, match=r"The target of s and .*q\.nii must share one grid"):
@@ -116,7 +116,7 @@ def test_a_prediction_must_lie_on_the_grid_and_be_finite(files, tmp_path):
         read_prediction(tmp_path / "nan.nii", found)
 
 
-def test_the_digest_follows_the_content_and_not_the_place(files, tmp_path):
+def test_the_digest_depends_on_contents_and_roles_and_not_on_paths(files, tmp_path):
     (tmp_path / "moved.nii.gz").write_bytes(files.target.read_bytes())
     first = files.digest()
     assert CaseFiles("other", tmp_path / "moved.nii.gz", files.source, files.mask).digest() == first
@@ -126,7 +126,7 @@ def test_the_digest_follows_the_content_and_not_the_place(files, tmp_path):
     assert files.digest(files.mask) != first
 
 
-def test_scans_of_one_subject_have_names_of_their_own(tmp_path):
+def test_several_scans_of_one_subject_get_distinct_names(tmp_path):
     def pair(subject, source):
         return Pair(subject, "test", tmp_path / source, tmp_path / "t.nii")
 
@@ -143,8 +143,8 @@ def test_scans_of_one_subject_have_names_of_their_own(tmp_path):
 # --- predictions
 
 
-def test_the_input_is_what_an_untrained_bridge_makes_of_it():
-    """The network returns zeros, so the bridge goes nowhere: both are the source on the scale of the target."""
+def test_the_input_baseline_equals_the_prediction_of_an_untrained_bridge():
+    """The network returns zeros, so the bridge returns its start: both are the source in the range of the target."""
     one = case(source=scan(0))
     wanted = TARGET.inverse(percentile_range(scan(0)).forward(scan(0)))
     np.testing.assert_allclose(untranslated(MRI, one), wanted, rtol=1e-5)
@@ -152,19 +152,19 @@ def test_the_input_is_what_an_untrained_bridge_makes_of_it():
 
 
 @pytest.mark.parametrize("stored", [True, False])
-def test_in_pet_the_input_is_itself(stored):
+def test_the_input_baseline_of_pet_is_the_unchanged_source(stored):
     one = case(source=scan(0), suv_factor=0.1)
     assert untranslated(SUVScaling(stored=stored), one) is one.source
     np.testing.assert_allclose(predict(trained(SUVScaling(stored=stored)), one), scan(0), rtol=1e-4, atol=1e-3)
 
 
-def test_without_a_source_nothing_is_predicted():
+def test_a_prediction_without_a_source_is_refused():
     for make in (lambda: predict(trained(), case()), lambda: untranslated(MRI, case())):
         with pytest.raises(CaseError, match="s has no source"):
             make()
 
 
-def test_other_voxels_than_those_trained_on_are_warned_of():
+def test_a_voxel_size_that_differs_from_training_gives_a_warning():
     with pytest.warns(UserWarning, match="1 × 1 × 1 mm, and .* was trained on 2 × 2 × 2 mm"):
         predict(trained(spacing=(2.0, 2.0, 2.0)), case(source=scan(0)))
 
@@ -179,7 +179,7 @@ def test_other_voxels_than_those_trained_on_are_warned_of():
         (PET, None, "RUN was trained on PET, but s has no suv_factor"),
     ],
 )
-def test_mri_and_pet_are_not_mixed(scaling, factor, words, tmp_path):
+def test_a_method_trained_on_mri_or_pet_refuses_cases_of_the_other(scaling, factor, words, tmp_path):
     files = [CaseFiles("s", tmp_path / "t.nii", suv_factor=factor)]
     if not words:
         check_kind(trained(scaling), files, "RUN")
@@ -191,26 +191,26 @@ def test_mri_and_pet_are_not_mixed(scaling, factor, words, tmp_path):
 # --- scores
 
 
-def test_the_data_range_is_that_of_the_scaling():
+def test_the_data_range_comes_from_the_scaling():
     assert data_range(MRI) == 800.0
     assert data_range(PET) == 20.0
     assert data_range(SUVScaling(ceiling=8.0)) == 8.0
 
 
-def test_psnr_is_taken_in_the_mask_and_over_the_data_range():
+def test_psnr_uses_the_mask_and_the_data_range():
     mask = (scan(2) > 50).astype(np.float32)
     prediction = scan(3)
     error = ((prediction - scan(1)) ** 2)[mask > 0].mean(dtype=np.float64)
     found = values(convention(800.0), prediction, case(mask=mask))
     assert found["psnr"] == pytest.approx(10 * math.log10(800.0**2 / error))
     assert found["psnr"] != pytest.approx(values(convention(800.0), prediction, case())["psnr"])
-    # Twice the range is 6.02 dB more; what is no matter of range stays.
+    # Doubling the range adds 6.02 dB; a metric that does not use the range stays the same.
     wider = values(convention(1600.0), prediction, case(mask=mask))
     assert wider["psnr"] - found["psnr"] == pytest.approx(20 * math.log10(2))
     assert wider["nmae"] == found["nmae"]
 
 
-def test_block_grids_are_those_of_the_methods_each_once():
+def test_block_grids_returns_the_block_grid_of_each_method_once():
     by_name = [METHODS[name] for name in METHODS]
     assert block_grids([PPDM, PPDM.with_factor(4), PPDM]) == [2, 4]
     assert block_grids([PPDM.with_factor((1, 2, 2))]) == [(1, 2, 2)]
@@ -219,7 +219,7 @@ def test_block_grids_are_those_of_the_methods_each_once():
 
 
 def test_every_prediction_is_scored_on_every_block_grid():
-    """A grid of period 4 is seen on its own block grid, and noise at none."""
+    """An artefact of period 4 along D raises the scores on block grid 4; noise does not."""
     noise = np.random.default_rng(5).normal(size=(32, 32, 32)).astype(np.float32)
     target = scan(1, (32, 32, 32))
     grid = np.zeros(32, np.float32)
@@ -228,12 +228,12 @@ def test_every_prediction_is_scored_on_every_block_grid():
     plain, gridded = (values(preset, target + error, case(target)) for error in (noise, noise + grid[:, None, None]))
     assert {"seam_index_r2", "seam_index_r4", "seam_index_r1x1x4"} <= set(plain)
     assert plain["seam_index_r4"] < 1 < 5 < gridded["seam_index_r4"]
-    assert gridded["seam_index_r1x1x4"] < 1  # the grid runs along D, this block grid along W
+    assert gridded["seam_index_r1x1x4"] < 1  # the artefact lies along D, this block grid along W
     assert gridded["border_ratio_r4"] > plain["border_ratio_r4"]
     assert gridded["border_ratio_r1x1x4"] == pytest.approx(plain["border_ratio_r1x1x4"], abs=1e-3)
 
 
-def test_a_metric_that_fails_does_not_lose_the_others():
+def test_a_metric_that_fails_does_not_stop_the_other_metrics():
     small = scan(1, (8, 8, 8))
     found = {score.metric: score for score in scores(convention(100.0), torch.from_numpy(small + 1), case(small))}
     assert found["ssim"].value is None
@@ -249,12 +249,12 @@ def test_a_perfect_prediction_has_no_finite_psnr():
     assert found["nmae"].value == 0.0
 
 
-def test_an_empty_mask_is_a_reason():
+def test_scores_in_an_empty_mask_give_a_reason():
     found = scores(convention(100.0), torch.from_numpy(scan(3)), case(mask=np.zeros(SHAPE, np.float32)))
     assert all("no voxel above 0" in score.reason for score in found if not score.metric.startswith("seam"))
 
 
-def test_conventions_of_challenges_are_scored_alike():
+def test_a_mask_adds_the_tumour_score_of_brasyn():
     mask = np.zeros(SHAPE, np.float32)
     mask[3:11, 3:11, 3:11] = 1
     without, with_mask = (values(PRESETS["brasyn"], scan(3), case(mask=m)) for m in (None, mask))
@@ -273,5 +273,5 @@ def test_conventions_of_challenges_are_scored_alike():
         ("mae", ""),
     ],
 )
-def test_units(metric, unit):
+def test_each_metric_has_the_expected_unit(metric, unit):
     assert unit_of(metric) == unit

@@ -1,4 +1,4 @@
-"""Quality metrics: worked examples, closed forms, scikit-image and numpy as independent references, and refusals."""
+"""Quality metrics against worked examples, closed forms, scikit-image, SciPy and NumPy; invalid input is refused."""
 
 from functools import partial
 from math import inf, log10, nan, sqrt
@@ -42,18 +42,18 @@ SIMPLE = {
     "sharpness": sharpness,
 }
 EACH = pytest.mark.parametrize("metric", SIMPLE.values(), ids=SIMPLE)
-NO_SEAM = 0.4  # dB: reached by images without seams, if edges of the target lie on borders and noise hides them
+NO_SEAM = 0.4  # dB: images without seams can come near it if noise hides target edges on cell borders
 SEAMS = 1.5  # dB: the threshold of the claim about grid artefacts
 WANG = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
 
 
 def skimage():
-    """The independent reference, where it is installed: the oldest versions of what we need are older than its own."""
+    """Return the independent reference, or skip: it does not install with our oldest supported dependencies."""
     return pytest.importorskip("skimage.metrics")
 
 
 def volumes(*shape, seed=0, scale=1.0, offset=0.0):
-    """A smooth target and a noisy prediction of it."""
+    """Return a noisy prediction and its smooth target."""
     rng = np.random.default_rng(seed)
     target = ndimage.gaussian_filter(rng.random(shape), [0] * (len(shape) - 3) + [1.5] * 3)
     prediction = target + 0.03 * rng.standard_normal(shape)
@@ -61,7 +61,7 @@ def volumes(*shape, seed=0, scale=1.0, offset=0.0):
 
 
 def ball(*shape):
-    """A mask that leaves the corners out."""
+    """Return an ellipsoidal mask that excludes the corners."""
     axes = np.ix_(*(np.linspace(-1, 1, n) for n in shape))
     return torch.from_numpy(sum(axis**2 for axis in axes) < 0.8)
 
@@ -71,7 +71,7 @@ def ball(*shape):
 
 def test_psnr_of_one_wrong_voxel():
     # One of eight voxels is wrong by 2: MSE = 4/8, so 10·log10(10²/.5) = 10·log10(200) = 23.0103 dB.
-    # In a mask of four voxels that holds it: MSE = 1, 20 dB.
+    # Inside a mask of four voxels that contains it: MSE = 1, so 20 dB.
     target, prediction, mask = torch.zeros(2, 2, 2), torch.zeros(2, 2, 2), torch.zeros(2, 2, 2)
     prediction[0, 1, 0], mask[0] = 2.0, 1.0
     assert psnr(prediction, target, 10.0).item() == pytest.approx(10 * log10(200), abs=1e-12)
@@ -80,7 +80,7 @@ def test_psnr_of_one_wrong_voxel():
 
 
 def test_relative_errors_of_a_ramp():
-    # Target 1 to 8, every voxel wrong by 1: Σ|e| = 8, Σ|g| = 36, Σg² = 204. In the half 5 to 8: 4, 26, 174.
+    # Target 1 to 8, every voxel wrong by 1: Σ|e| = 8, Σ|g| = 36, Σg² = 204. In the half with 5 to 8: 4, 26, 174.
     target = torch.arange(1.0, 9.0).reshape(2, 2, 2)
     prediction, mask = target + torch.tensor([1.0, -1.0]), target > 4
     assert mae(prediction, target).item() == pytest.approx(1)
@@ -91,8 +91,8 @@ def test_relative_errors_of_a_ramp():
     assert nmae(0 * target, target) == nrmse(0 * target, target) == 1
 
 
-def test_ssim_of_constants_is_the_comparison_of_means():
-    # No variance: (2·.5·.25 + C1)/(.5² + .25² + C1) with C1 = (.01·1)² = 1e-4.
+def test_ssim_of_constant_volumes_compares_only_the_means():
+    # The variances are 0, so SSIM is (2·.5·.25 + C1)/(.5² + .25² + C1) with C1 = (.01·1)² = 1e-4.
     p, g = torch.full((11, 11, 11), 0.5), torch.full((11, 11, 11), 0.25)
     assert ssim(p, g, 1.0).item() == pytest.approx((0.25 + 1e-4) / (0.3125 + 1e-4), abs=1e-6)
 
@@ -102,7 +102,7 @@ def test_sharpness_of_a_step():
     line = torch.tensor([0.0, 0.0, 3.0, 3.0]).expand(2, 2, 4)
     soft = torch.tensor([0.0, 1.5, 3.0, 3.0]).expand(2, 2, 4)
     assert sharpness(soft, line).item() == pytest.approx(0.5)
-    # Inside a mask of the first two columns only the first of the soft steps counts, and the target is flat.
+    # A mask of the first two columns contains only the first of the soft steps; the sharp line is constant there.
     left = torch.tensor([True, True, False, False]).expand(2, 2, 4)
     with pytest.raises(MetricError, match="constant"):
         sharpness(soft, line, left)
@@ -112,7 +112,7 @@ def test_sharpness_of_a_step():
 
 def test_suv_bias_of_two_regions():
     # Region 1: target 2, 4 (max 4, mean 3), prediction 1, 5 (max 5, mean 3): +25 %, 0 %.
-    # Region 7: target 10, prediction 9: -10 % both.
+    # Region 7: target 10, prediction 9: -10 % for both.
     target, prediction = torch.tensor([[[2.0, 4.0, 10.0, 99.0]]]), torch.tensor([[[1.0, 5.0, 9.0, 0.0]]])
     for labels in (torch.tensor([[[1, 1, 7, 0]]]), torch.tensor([[[1.0, 1.0, 7.0, 0.0]]])):
         bias = suv_bias(prediction, target, labels)
@@ -121,7 +121,7 @@ def test_suv_bias_of_two_regions():
         assert bias[7] == UptakeBias(pytest.approx(-10), pytest.approx(-10))
 
 
-# References
+# Independent references
 
 
 @pytest.mark.parametrize("shape", [(24, 24, 24), (11, 19, 30)], ids=str)
@@ -138,7 +138,7 @@ def test_ssim_and_psnr_equal_scikit_image(shape, scale, offset, span, dtype):
     assert psnr(p, g, span).item() == pytest.approx(reference, abs=1e-6)
 
 
-def test_masked_ssim_is_the_mean_of_the_map_inside():
+def test_masked_ssim_is_the_mean_of_the_ssim_map_inside_the_mask():
     p, g = volumes(20, 24, 28)
     mask = ball(20, 24, 28)
     _, map_ = skimage().structural_similarity(g.numpy(), p.numpy(), data_range=1.0, full=True, **WANG)
@@ -148,23 +148,23 @@ def test_masked_ssim_is_the_mean_of_the_map_inside():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @EACH
-def test_half_precision_is_computed_as_the_same_values_in_float32(dtype, metric):
+def test_half_precision_input_gives_the_result_of_the_same_values_in_float32(dtype, metric):
     p, g = (x.to(dtype) for x in volumes(14, 14, 14))
     torch.testing.assert_close(metric(p, g), metric(p.float(), g.float()), rtol=1e-12, atol=0)
 
 
-def test_ssim_in_float32_keeps_its_digits_on_a_large_offset():
+def test_ssim_in_float32_stays_accurate_with_a_large_offset():
     p, g = (x.float() for x in volumes(16, 16, 16, offset=4096))
     assert ssim(p, g, 1.0).item() == pytest.approx(ssim(p.double(), g.double(), 1.0).item(), abs=1e-5)
 
 
-def test_integers_are_compared_exactly():
+def test_integers_are_compared_without_overflow():
     g = torch.full((2, 2, 2), 250, dtype=torch.uint8)
     assert mae(torch.full_like(g, 5), g).item() == 245
 
 
 @EACH
-def test_a_batch_has_the_values_of_its_samples(metric):
+def test_a_batch_gives_the_values_of_its_single_samples(metric):
     p, g = volumes(2, 2, 12, 13, 14)
     mask = ball(12, 13, 14).expand(2, 1, -1, -1, -1)
     for inside in (None, mask, mask.expand_as(g)):
@@ -177,7 +177,7 @@ def test_a_batch_has_the_values_of_its_samples(metric):
 
 
 @EACH
-def test_slabs_do_not_show(metric, monkeypatch):
+def test_computation_in_slabs_does_not_change_a_metric(metric, monkeypatch):
     p, g = volumes(1, 2, 13, 14, 15)
     mask = ball(13, 14, 15)[None, None]
     whole = metric(p, g, mask)
@@ -186,17 +186,17 @@ def test_slabs_do_not_show(metric, monkeypatch):
     torch.testing.assert_close(metric(p, g, mask), whole, rtol=1e-10, atol=0)
 
 
-def test_the_spectrum_of_an_error_holds_a_grid_at_its_harmonic():
+def test_the_error_spectrum_peaks_at_the_frequency_of_a_grid():
     d = torch.arange(34.0)
     target = torch.rand(34, 8, 8, generator=torch.Generator().manual_seed(0))
     power = error_spectrum(target + torch.cos(torch.pi * d / 2)[:, None, None], target, 0)  # period 4
     assert power.shape == (17,)  # 34 voxels are cropped to 32
-    assert power.argmax() == 8  # 8 / 32 cycles a voxel
-    # A Hann window of n voxels sums to n/2: a cosine of amplitude 1 has |n/4|² there.
+    assert power.argmax() == 8  # 8 / 32 cycles per voxel
+    # A Hann window of n voxels sums to n/2, so a cosine of amplitude 1 has the power |n/4|² at its frequency.
     torch.testing.assert_close(power[8], torch.tensor((32 / 4) ** 2, dtype=power.dtype), rtol=1e-4, atol=0)
 
 
-def test_slabs_and_batches_do_not_show_in_the_seam_index(monkeypatch):
+def test_slabs_and_batches_do_not_change_the_seam_index(monkeypatch):
     p, g = (x.float() for x in volumes(2, 2, 17, 20, 24))
     p = p + 0.05 * torch.arange(24) % 0.1
     whole = seam_index(p, g, (2, 3, 4))
@@ -209,14 +209,14 @@ def test_slabs_and_batches_do_not_show_in_the_seam_index(monkeypatch):
 
 
 @EACH
-def test_no_graph_is_kept(metric):
+def test_a_metric_keeps_no_autograd_graph(metric):
     p, g = volumes(12, 12, 12)
     assert not metric(p.requires_grad_(), g).requires_grad
 
 
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 99), scale=st.floats(0.1, 100), noise=st.floats(0, 3))
-def test_ssim_is_symmetric_bounded_and_free_of_units(seed, scale, noise):
+def test_ssim_is_symmetric_bounded_and_independent_of_units(seed, scale, noise):
     rng = np.random.default_rng(seed)
     g = torch.from_numpy(rng.random((12, 12, 12)))
     p = g + noise * torch.from_numpy(rng.standard_normal((12, 12, 12)))
@@ -230,16 +230,16 @@ def test_ssim_is_symmetric_bounded_and_free_of_units(seed, scale, noise):
 
 
 def grid(n, amplitude, period):
-    """A cosine of the first harmonic along D: its Fourier coefficient is half the amplitude, or all of it at r=2."""
+    """Return a cosine along D; its Fourier coefficient is half the amplitude, or the full amplitude for period 2."""
     return (amplitude * torch.cos(2 * torch.pi * torch.arange(n) / period))[:, None, None]
 
 
 @pytest.mark.parametrize(("r", "coefficient"), [(2, 1.0), (3, 0.5), (4, 0.5)])
 @pytest.mark.parametrize("amplitude", [0.5, 2.0])
-def test_a_known_grid_in_white_noise_has_the_expected_index(r, coefficient, amplitude):
+def test_a_known_grid_in_white_noise_has_the_expected_seam_index(r, coefficient, amplitude):
     n = 48
     noise = torch.randn(n, 40, 40, generator=torch.Generator().manual_seed(1))
-    quotient = 1 + (coefficient * amplitude) ** 2 * n / 1.5  # of the first harmonic; the others have 1
+    quotient = 1 + (coefficient * amplitude) ** 2 * n / 1.5  # of the first harmonic; it is 1 for the others
     error = noise + grid(n, amplitude, r)
     for factor, terms in (((r, 1, 1), r // 2), (r, 3 * (r // 2))):
         expected = 10 * log10((quotient + terms - 1) / terms)
@@ -248,7 +248,7 @@ def test_a_known_grid_in_white_noise_has_the_expected_index(r, coefficient, ampl
 
 @pytest.mark.parametrize("factor", [2, 4, 8, (1, 2, 4)], ids=str)
 @pytest.mark.parametrize("shape", [(32, 48, 40), (35, 41, 50)], ids=str)
-def test_white_noise_has_no_grid(factor, shape):
+def test_white_noise_has_a_seam_index_near_zero(factor, shape):
     noise = torch.randn(8, 1, *shape, generator=torch.Generator().manual_seed(2))
     index = seam_index(noise, torch.zeros_like(noise), factor)
     assert index.shape == (8,)
@@ -258,14 +258,14 @@ def test_white_noise_has_no_grid(factor, shape):
 
 @pytest.mark.parametrize("factor", [2, 4, 8])
 @pytest.mark.parametrize("sigma", [0.7, 1.0, 2.0, 4.0])
-def test_smooth_errors_have_no_grid(factor, sigma):
+def test_smooth_errors_have_a_low_seam_index(factor, sigma):
     rng = np.random.default_rng(3)
     error = torch.from_numpy(ndimage.gaussian_filter(rng.standard_normal((64, 48, 64)), sigma) + 0.3)
     assert 0 <= seam_index(error, torch.zeros_like(error), factor).item() < 1.5
 
 
 @pytest.mark.parametrize("factor", [2, 4, 8])
-def test_ramps_outlines_and_identity_have_no_grid(factor):
+def test_ramps_outlines_and_zero_error_have_a_low_seam_index(factor):
     ramp = torch.linspace(0, 1, 64)
     error = 5 + ramp[:, None, None] + ramp[None, :, None] ** 2 + ramp**3
     zero = torch.zeros_like(error)
@@ -274,7 +274,7 @@ def test_ramps_outlines_and_identity_have_no_grid(factor):
     assert seam_index(error, error, factor).item() == 0
 
 
-def test_a_grid_inside_the_body_stands_out_and_grows():
+def test_the_seam_index_grows_with_the_amplitude_of_a_grid_inside_the_body():
     rng = torch.Generator().manual_seed(4)
     body, cell = ball(64, 64, 64), torch.randn(4, 4, 4, generator=rng).repeat(16, 16, 16)
     noise = 0.1 * torch.randn(64, 64, 64, generator=rng)
@@ -284,7 +284,7 @@ def test_a_grid_inside_the_body_stands_out_and_grows():
     assert index == sorted(index)
 
 
-def test_a_grid_of_another_period_is_not_the_puzzles():
+def test_the_seam_index_ignores_a_grid_of_another_period():
     error = torch.randn(60, 64, 64, generator=torch.Generator().manual_seed(5)) + grid(60, 2.0, 3)
     zero = torch.zeros_like(error)
     assert seam_index(error, zero, (3, 1, 1)) > 10
@@ -292,7 +292,7 @@ def test_a_grid_of_another_period_is_not_the_puzzles():
 
 
 @pytest.mark.parametrize(("factor", "words"), [(1, "no cells"), (8, "at least 4 cells"), (0, "positive integer")])
-def test_the_seam_index_says_which_factors_it_cannot_use(factor, words):
+def test_the_seam_index_refuses_unsuitable_factors(factor, words):
     with pytest.raises(ValueError, match=words):
         seam_index(torch.zeros(24, 40, 40), torch.zeros(24, 40, 40), factor)
 
@@ -301,7 +301,7 @@ def test_the_seam_index_says_which_factors_it_cannot_use(factor, words):
 
 
 def brain(seed=0, noise=0.05):
-    """A smooth body (36, 40, 44) with an insert of other intensity, at places that no cell knows, and noise."""
+    """Return a smooth body (36, 40, 44) with a brighter insert and noise; its edges do not follow the block grid."""
     rng = np.random.default_rng(seed)
     place = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in (36, 40, 44)), indexing="ij"))
     body = (np.square(place).sum(axis=0) < 0.8) + 0.7 * (np.square(place - 0.23).sum(axis=0) < 0.1)
@@ -310,14 +310,14 @@ def brain(seed=0, noise=0.05):
 
 
 def seams(shape, r, amplitude, seed=0):
-    """Jumps of a known amplitude and random sign at every border of cells along D."""
+    """Return jumps of the given amplitude and random sign at every cell border along D."""
     sign = np.random.default_rng(seed).choice([-1.0, 1.0], size=(-(-shape[0] // r), *shape[1:]))
     jumps = amplitude * np.cumsum(sign, axis=0)
     return torch.from_numpy(np.repeat(jumps, r, axis=0)[: shape[0]])
 
 
 def border_loop(prediction, target, r, mask):
-    """The definition, voxel by voxel."""
+    """Compute the border ratio by its definition, one voxel at a time."""
     levels = []
     for axis, k in enumerate(r):
         if k > 1:
@@ -334,7 +334,7 @@ def border_loop(prediction, target, r, mask):
 
 
 @pytest.mark.parametrize("r", [(2, 2, 2), (3, 4, 2), (1, 4, 1)], ids=str)
-def test_the_border_ratio_is_that_of_a_loop_with_masks_and_incomplete_cells(r):
+def test_the_border_ratio_equals_a_loop_with_a_mask_and_incomplete_cells(r):
     p, g = volumes(9, 10, 11)
     mask = torch.rand(9, 10, 11, generator=torch.Generator().manual_seed(3)) < 0.8
     assert border_ratio(p, g, r, mask).item() == pytest.approx(border_loop(p, g, r, mask), abs=1e-9)
@@ -344,8 +344,11 @@ def test_the_border_ratio_is_that_of_a_loop_with_masks_and_incomplete_cells(r):
 
 @pytest.mark.parametrize("r", [2, 4])
 @pytest.mark.parametrize("share", [0.35, 0.5, 0.7, 1.0, 2.0])
-def test_seams_of_random_sign_have_the_expected_border_ratio_where_the_seam_index_is_blind(r, share):
-    """Share: amplitude over the root mean square of border differences; from 0.35 on they show, at 0.7 they decide."""
+def test_the_border_ratio_detects_seams_of_random_sign_that_the_seam_index_misses(r, share):
+    """A share is the seam amplitude over the root mean square of border differences.
+
+    From 0.35, the ratio exceeds NO_SEAM; from 0.7, it rises by more than SEAMS.
+    """
     clean, target = brain(1), brain(2)
     squares = clean.diff(dim=0).square()[r - 1 :: r].mean().item()
     seamed = clean + seams(clean.shape, r, share * sqrt(squares))
@@ -360,21 +363,21 @@ def test_seams_of_random_sign_have_the_expected_border_ratio_where_the_seam_inde
 @pytest.mark.parametrize("r", [2, 3, 4], ids=str)
 @pytest.mark.parametrize("sigma", [0.0, 0.6, 1.0])
 @pytest.mark.parametrize("noise", [0.0, 0.03, 0.2])
-def test_blurred_and_noisy_predictions_without_seams_are_near_0_db(r, sigma, noise):
+def test_blurred_and_noisy_predictions_without_seams_have_a_border_ratio_near_0_db(r, sigma, noise):
     target = brain(1)
     blurred = torch.from_numpy(ndimage.gaussian_filter(target.numpy(), sigma))
     prediction = blurred + noise * torch.randn(target.shape, generator=torch.Generator().manual_seed(6))
     assert abs(border_ratio(prediction, target, r).item()) < NO_SEAM
 
 
-def test_axes_without_borders_in_the_mask_do_not_count_in_the_border_ratio():
+def test_the_border_ratio_ignores_axes_without_borders_in_the_mask():
     p, g = volumes(8, 8, 8)
     mask = torch.zeros(8, 8, 8)
-    mask[:, :2, 3] = 1  # along H no border, along W no neighbour
+    mask[:, :2, 3] = 1  # no cell border along H, no neighbour along W
     assert border_ratio(p, g, 2, mask).item() == border_ratio(p, g, (2, 1, 1), mask).item()
 
 
-def test_the_border_ratio_has_no_unit_and_is_0_for_the_target():
+def test_the_border_ratio_does_not_depend_on_units_and_is_0_for_the_target():
     target, clean = brain(1), brain(2)
     seamed = clean + seams(clean.shape, 2, 0.1)
     value = border_ratio(seamed, target, 2).item()
@@ -383,7 +386,7 @@ def test_the_border_ratio_has_no_unit_and_is_0_for_the_target():
     assert border_ratio(target, target, 2).item() == 0
 
 
-def test_slabs_and_batches_do_not_show_in_the_border_ratio(monkeypatch):
+def test_slabs_and_batches_do_not_change_the_border_ratio(monkeypatch):
     p, g = volumes(2, 2, 17, 20, 24)
     mask = torch.rand(2, 1, 17, 20, 24, generator=torch.Generator().manual_seed(3)) < 0.8
     whole = border_ratio(p, g, (2, 3, 4), mask)
@@ -402,7 +405,7 @@ def test_slabs_and_batches_do_not_show_in_the_border_ratio(monkeypatch):
         (torch.rand(4, 4, 4).repeat_interleave(2, 0), (2, 1, 1), "inside cells"),
     ],
 )
-def test_the_border_ratio_says_what_it_cannot_use(prediction, factor, words):
+def test_the_border_ratio_refuses_unsuitable_input(prediction, factor, words):
     with pytest.raises(ValueError, match=words):
         border_ratio(prediction, torch.rand(prediction.shape), factor)
 
@@ -410,7 +413,7 @@ def test_the_border_ratio_says_what_it_cannot_use(prediction, factor, words):
 # Regions
 
 
-def test_regions_that_share_a_corner_are_one_and_are_numbered_in_order():
+def test_connected_regions_join_at_corners_and_are_numbered_in_order():
     mask = torch.zeros(5, 5, 5)
     mask[0, 0, 0], mask[1, 1, 1], mask[3, 3, 0], mask[3, 3, 3] = 1, 2, 1, 1
     labels = connected_regions(mask)
@@ -419,7 +422,7 @@ def test_regions_that_share_a_corner_are_one_and_are_numbered_in_order():
     assert torch.equal(labels > 0, mask > 0)
 
 
-def test_a_long_winding_region_is_one():
+def test_a_long_winding_region_gets_one_label():
     mask = torch.zeros(9, 9, 40)
     mask[::2, 0], mask[1::4, 0, -1], mask[3::4, 0, 0] = 1, 1, 1
     assert int(connected_regions(mask).max()) == 1
@@ -437,7 +440,7 @@ def test_a_long_winding_region_is_one():
         (torch.ones(2, 2, 2), "Region 1 has no positive uptake"),
     ],
 )
-def test_labels_that_are_none_are_refused(labels, words):
+def test_invalid_region_labels_are_refused(labels, words):
     with pytest.raises(MetricError, match=words):
         suv_bias(torch.ones(2, 2, 2), torch.zeros(2, 2, 2), labels)
 
@@ -476,7 +479,7 @@ def test_volumes_that_cannot_be_compared_are_refused(metric, prediction, target,
         metric(prediction, target, mask)
 
 
-def test_the_sample_with_an_empty_mask_is_named():
+def test_the_error_names_the_sample_with_an_empty_mask():
     x, mask = torch.zeros(2, 1, 3, 3, 3), torch.ones(2, 1, 3, 3, 3)
     mask[1] = 0
     with pytest.raises(MetricError, match="sample 1"):
@@ -484,7 +487,7 @@ def test_the_sample_with_an_empty_mask_is_named():
 
 
 @pytest.mark.parametrize("span", [0, -1.0, nan, inf, True, None, "1"])
-def test_a_data_range_that_is_none_is_refused(span):
+def test_an_invalid_data_range_is_refused(span):
     for metric in (psnr, ssim):
         with pytest.raises(MetricError, match="data_range must be a positive number"):
             metric(ZEROS, ZEROS, span)
@@ -498,7 +501,7 @@ def test_ssim_refuses_options_out_of_range(options):
         ssim(ZEROS, ZEROS, 1.0, **options)
 
 
-def test_ssim_says_where_its_window_does_not_fit():
+def test_ssim_refuses_volumes_and_masks_where_its_window_does_not_fit():
     with pytest.raises(MetricError, match=r"11×11×11 voxels does not fit into \(12, 10, 12\)"):
         ssim(ZEROS[:, :10], ZEROS[:, :10], 1.0)
     border = torch.zeros(12, 12, 12)
@@ -507,7 +510,7 @@ def test_ssim_says_where_its_window_does_not_fit():
         ssim(ZEROS, ZEROS, 1.0, border)
 
 
-def test_what_is_not_defined_is_refused():
+def test_metrics_that_are_undefined_for_a_target_of_zeros_are_refused():
     for metric in (nmae, nrmse):
         with pytest.raises(MetricError, match="0 throughout"):
             metric(ZEROS + 1, ZEROS)
@@ -518,7 +521,7 @@ def test_what_is_not_defined_is_refused():
 # Deviation and error
 
 
-def test_the_rank_correlation_is_that_of_scipy():
+def test_deviation_rank_equals_the_rank_correlation_of_scipy():
     p, g = volumes(9, 8, 7)
     deviation = (p - g).abs().round(decimals=1) + volumes(9, 8, 7)[0].abs()  # with ties
     mask = ball(9, 8, 7)
@@ -530,7 +533,7 @@ def test_the_rank_correlation_is_that_of_scipy():
         assert 0.05 < wanted < 0.95
 
 
-def test_the_rank_correlation_has_its_ends():
+def test_deviation_rank_is_1_or_minus_1_for_monotonic_relations():
     p, g = volumes(6, 6, 6)
     error = (p - g).abs()
     assert deviation_rank(error**3, p, g) == pytest.approx(1)
@@ -547,7 +550,7 @@ def test_the_rank_correlation_has_its_ends():
         (lambda s, p, g: (s, p, g, torch.zeros_like(g)), "mask has no voxel above 0"),
     ],
 )
-def test_the_rank_correlation_refuses(change, sentence):
+def test_deviation_rank_refuses_invalid_input(change, sentence):
     p, g = volumes(6, 6, 6)
     with pytest.raises(MetricError, match=sentence):
         deviation_rank(*change((p - g).abs(), p, g))
@@ -556,21 +559,21 @@ def test_the_rank_correlation_refuses(change, sentence):
 # Presets
 
 
-def test_the_public_names_are_there():
+def test_public_names_exist_and_presets_have_a_name_and_a_source():
     assert set(metrics.__all__) <= set(dir(metrics))
     assert all(name == preset.name and preset.source for name, preset in PRESETS.items())
 
 
-def test_synthrad_of_a_constant():
-    # 0 against 100 HU: MAE 100, PSNR 20·log10(4024/100). Raised by 1024 and without variance, SSIM is the comparison of
-    # means 1024 and 1124 with C1 = (.01·4024)². In a volume of 7³ one window fits.
+def test_synthrad_scores_of_constant_volumes():
+    # The target is 0 HU and the prediction 100 HU: MAE 100, PSNR 20·log10(4024/100). Both are raised by 1024 and have
+    # no variance, so SSIM compares the means 1024 and 1124 with C1 = (.01·4024)². One window fits into 7³ voxels.
     p, g = torch.full((7, 7, 7), 100.0), torch.zeros(7, 7, 7)
     c1 = 40.24**2
     scores = PRESETS["synthrad2023"](p, g)
     assert scores["mae"] == 100
     assert scores["psnr"] == pytest.approx(20 * log10(40.24))
     assert scores["ssim"] == pytest.approx((2 * 1024 * 1124 + c1) / (1024**2 + 1124**2 + c1), abs=1e-6)
-    # Above 3000 HU only MAE sees a difference.
+    # PSNR and SSIM clip at 3000 HU; MAE does not.
     metal = PRESETS["synthrad2023"](g + 5000, g + 4000)
     assert metal == {"mae": 1000, "psnr": inf, "ssim": pytest.approx(1)}
 
@@ -592,7 +595,7 @@ def test_synthrad_in_a_mask_follows_the_published_steps():
 
 
 def ms_ssim_reference(p, g, inside):
-    """SynthRAD2025's steps by scipy: p and g clipped and raised, with air outside the mask."""
+    """Compute MS-SSIM by SynthRAD2025's steps in SciPy; p and g are clipped and raised, with air outside the mask."""
     weights = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
     pads = [((97 - s) // 2, 97 - s - (97 - s) // 2) if s < 97 else (0, 0) for s in p.shape]
     p, g, inside = (np.pad(x, pads, mode="edge") for x in (p, g, inside))
@@ -622,7 +625,7 @@ def ms_ssim_reference(p, g, inside):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", [(20, 33, 18), (30, 101, 24)])
-def test_synthrad2025_differs_in_its_similarity(shape):
+def test_synthrad2025_uses_ms_ssim_and_shares_mae_and_psnr_with_synthrad2023(shape):
     p, g = volumes(*shape, scale=3000, offset=-1500)
     p = 0.7 * g + 0.3 * p
     mask = ball(*shape)
@@ -631,7 +634,7 @@ def test_synthrad2025_differs_in_its_similarity(shape):
     found, before = (PRESETS[name](p, g, mask.float()) for name in ("synthrad2025", "synthrad2023"))
     assert found["ms_ssim"] == pytest.approx(ms_ssim_reference(*clipped, inside), abs=1e-5)
     assert {name: found[name] for name in ("mae", "psnr")} == {name: before[name] for name in ("mae", "psnr")}
-    # Without a mask, every voxel counts; equal volumes have the highest value.
+    # Without a mask, every voxel counts; equal volumes score 1.
     whole = [np.clip(x.double().numpy(), -1024, 3000) + 1024 for x in (p, g)]
     found = PRESETS["synthrad2025"](p, g)["ms_ssim"]
     assert found == pytest.approx(ms_ssim_reference(*whole, np.ones(shape, dtype=bool)), abs=1e-5)
@@ -639,7 +642,7 @@ def test_synthrad2025_differs_in_its_similarity(shape):
 
 
 def brasyn_reference(p, g, inside):
-    """SSIM's map with mirrored borders, by scipy, averaged inside."""
+    """Compute the mean SSIM inside the mask in SciPy, from an SSIM map with mirrored borders."""
     scaled = []
     for x in (p, g):
         low, high = np.percentile(x, [0.5, 99.5])
@@ -654,7 +657,7 @@ def brasyn_reference(p, g, inside):
     return (luminance * (2 * covariance + c2) / (variances + c2))[inside].mean()
 
 
-def test_brasyn_scores_tumour_and_the_rest():
+def test_brasyn_scores_tumour_and_other_voxels_separately():
     p, g = volumes(20, 22, 18, scale=100, offset=-45)
     tumour = torch.zeros(20, 22, 18)
     tumour[3:9, 4:12, 0:7] = 2
@@ -669,14 +672,14 @@ def test_brasyn_scores_tumour_and_the_rest():
 
 
 @pytest.mark.parametrize("q", [0, 0.5, 37.2, 99.5, 100])
-def test_percentiles_are_numpys(q):
+def test_percentiles_equal_those_of_numpy(q):
     x = torch.from_numpy(np.random.default_rng(7).standard_normal((5, 6, 7)))
     assert percentile(x, q) == pytest.approx(np.percentile(x.numpy(), q), abs=1e-12)
 
 
-def test_udpet_of_a_worked_volume():
-    # 7³ voxels at 1, one at 5 (range 4, maximum 5), predicted 3 there: MSE = 4/343.
-    # Its region of two voxels: target 5, 1, prediction 3, 1: maximum -40 %, mean 3 to 2, -33.3 %.
+def test_udpet_scores_of_a_worked_example():
+    # The target has 7³ voxels of 1, except one of 5 (range 4, maximum 5), where the prediction is 3: MSE = 4/343.
+    # The region has two voxels, target 5 and 1, prediction 3 and 1: maximum -40 %, mean 3 to 2, so -33.3 %.
     g = torch.ones(7, 7, 7)
     g[3, 3, 3] = 5
     p = g.clone()
@@ -696,7 +699,7 @@ def test_udpet_of_a_worked_volume():
     assert PRESETS["udpet"](1000 * p, 1000 * g, labels) == pytest.approx(scores, abs=1e-5)
 
 
-def test_the_default_preset_holds_the_metrics_of_the_same_names():
+def test_the_default_preset_equals_the_metric_functions():
     p, g = volumes(16, 16, 16)
     mask = ball(16, 16, 16)
     scores = default_preset(1.5, (2, 2, 4))(p, g, mask)
@@ -713,7 +716,7 @@ def test_the_default_preset_holds_the_metrics_of_the_same_names():
 
 
 @pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
-def test_presets_refuse_in_words(preset):
+def test_presets_refuse_invalid_input(preset):
     x = torch.rand(12, 12, 12)
     for bad in (x[None, None], x.numpy()):
         with pytest.raises(MetricError, match="takes one subject"):
@@ -725,6 +728,6 @@ def test_presets_refuse_in_words(preset):
 
 
 @pytest.mark.parametrize(("name", "words"), [("brasyn", "no contrast"), ("udpet", "divide by")])
-def test_presets_that_scale_by_the_image_refuse_an_empty_one(name, words):
+def test_presets_that_scale_by_the_image_refuse_an_image_of_zeros(name, words):
     with pytest.raises(MetricError, match=words):
         PRESETS[name](ZEROS, ZEROS)

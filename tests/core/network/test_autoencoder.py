@@ -1,4 +1,4 @@
-"""The autoencoder by itself, its stage in a training, and what follows from a representation that is learned."""
+"""The autoencoder, its training stage, and the consequences of a learned representation."""
 
 from dataclasses import replace
 from itertools import islice
@@ -38,15 +38,15 @@ def made(how: Autoencoder = TINY, channels: int = 1, network: UNetOptions = METH
 # The autoencoder ------------------------------------------------------------------------------------------------------
 
 
-def test_the_latent_has_the_promised_shape_and_decodes_to_the_volumes() -> None:
+def test_latents_and_decoded_volumes_have_the_documented_shapes() -> None:
     net = made(channels=2)
     z = net.encode(volumes(3, 2, 4, 8, 6))
     assert z.shape == (3, TINY.channels(2), 2, 4, 3)
     assert net.decode(z).shape == (3, 2, 4, 8, 6)
 
 
-def test_the_loss_is_the_l1_error_and_the_divergence_of_a_normal_distribution() -> None:
-    """KL(N(m, s²) ‖ N(0, 1)) by torch.distributions, summed over the latent; the error of the sampled latent."""
+def test_the_loss_is_the_l1_error_plus_the_weighted_kl_divergence() -> None:
+    """The reference sums KL(N(m, s²) ‖ N(0, 1)) by torch.distributions over the latent and decodes a sampled latent."""
     how = replace(TINY, kl=0.3)
     net, x = made(how), volumes(2, 1, 4, 4, 4)
     mean, log_variance = net.moments(net.encoder(x)).chunk(2, dim=1)
@@ -58,22 +58,22 @@ def test_the_loss_is_the_l1_error_and_the_divergence_of_a_normal_distribution() 
     torch.testing.assert_close(net.loss(x, generator()), error + 0.3 * divergence)
 
 
-def test_latents_are_in_standard_deviations_once_they_are_settled() -> None:
+def test_calibration_scales_latents_to_a_standard_deviation_of_1() -> None:
     net, x = made(), volumes(4, 1, 8, 8, 8)
     before, decoded = net.encode(x), net.decode(net.encode(x))
     net.calibrate(iter([x[:2], x[2:]]))
     assert net.encode(x).std().item() == pytest.approx(1, abs=1e-5)
     torch.testing.assert_close(net.encode(x) * before.std(), before)
-    torch.testing.assert_close(net.decode(net.encode(x)), decoded)  # the same volume, whatever the latent's unit
+    torch.testing.assert_close(net.decode(net.encode(x)), decoded)  # the scale of the latent does not change the volume
 
 
-def test_clamping_is_of_the_volume() -> None:
+def test_clamp_limits_the_decoded_volume() -> None:
     net = made()
     z = net.encode(volumes(1, 1, 4, 4, 4))
     torch.testing.assert_close(net.clamp(z, 0.01), net.encode(net.decode(z).clamp(-0.01, 0.01)))
 
 
-def test_latents_that_do_not_vary_are_refused() -> None:
+def test_calibration_refuses_constant_latents() -> None:
     net = made()
     for parameter in net.moments.parameters():
         torch.nn.init.zeros_(parameter)
@@ -82,7 +82,7 @@ def test_latents_that_do_not_vary_are_refused() -> None:
 
 
 @pytest.mark.parametrize("checkpointing", ["norm", "block"])
-def test_recomputation_changes_no_gradient(checkpointing: str) -> None:
+def test_checkpointing_does_not_change_the_gradients(checkpointing: str) -> None:
     gradients = []
     for how in ("none", checkpointing):
         net = made(network=replace(METHOD.network, checkpointing=how))
@@ -91,7 +91,7 @@ def test_recomputation_changes_no_gradient(checkpointing: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
-def test_half_precision_is_the_networks() -> None:
+def test_the_autoencoder_uses_the_precision_of_the_network_options() -> None:
     net = made(network=replace(METHOD.network, precision="bf16"))
     x = volumes(1, 1, 8, 8, 8)
     assert net.encode(x).dtype == torch.float32
@@ -100,8 +100,8 @@ def test_half_precision_is_the_networks() -> None:
 
 
 @pytest.mark.slow
-def test_it_is_monais_autoencoder() -> None:
-    """As many parameters as that of Project-MONAI/GenerativeModels, tutorials/generative/3d_ldm/3d_ldm_tutorial.py."""
+def test_the_parameter_count_equals_that_of_monais_autoencoder() -> None:
+    """The options are from Project-MONAI/GenerativeModels, tutorials/generative/3d_ldm/3d_ldm_tutorial.py."""
     nets = pytest.importorskip("monai.networks.nets")
     with torch.device("meta"):
         theirs = nets.AutoencoderKL(
@@ -129,20 +129,20 @@ def test_it_is_monais_autoencoder() -> None:
         ({"share": 1.0}, r"share must be a fraction of the training in \(0, 1\), got 1.0"),
     ],
 )
-def test_values_out_of_range_are_refused(options: dict, message: str) -> None:
+def test_options_out_of_range_are_refused(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Autoencoder(**options)
 
 
-def test_sizes_that_do_not_divide_are_refused() -> None:
+def test_sizes_that_are_not_multiples_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\(4, 5, 4\) must be multiples of \(2, 2, 2\)"):
         made().encode(volumes(1, 1, 4, 5, 4))
 
 
-# Its stage ------------------------------------------------------------------------------------------------------------
+# Training stage -------------------------------------------------------------------------------------------------------
 
 
-def test_each_stage_reaches_its_own_parameters_and_no_others() -> None:
+def test_the_loss_of_each_stage_has_gradients_only_for_its_own_parameters() -> None:
     for stage, loss in ((REPRESENTATION, representation_loss), (DIFFUSION, training_loss)):
         torch.manual_seed(0)
         net = METHOD.build()
@@ -156,7 +156,7 @@ def test_each_stage_reaches_its_own_parameters_and_no_others() -> None:
         assert reached == {name for name, _ in net.named_parameters() if name.startswith(stage)}
 
 
-def test_source_or_target_is_reconstructed_by_a_coin() -> None:
+def test_the_representation_loss_chooses_source_or_target_at_random() -> None:
     net = METHOD.build()
     black, white = torch.zeros(16, 1, 8, 8, 8), torch.ones(16, 1, 8, 8, 8)
     seen = []
@@ -165,7 +165,7 @@ def test_source_or_target_is_reconstructed_by_a_coin() -> None:
     assert set(loss.tolist()) == {0.0, 1.0}
 
 
-def test_the_budget_is_shared_between_the_stages() -> None:
+def test_the_steps_are_divided_between_the_stages() -> None:
     method = replace(METHOD, representation=replace(METHOD.representation, share=0.3))
     assert parts(method) == [Part(0.0, 0.3), Part(0.3, 1.0)]
     reports = []
@@ -175,11 +175,11 @@ def test_the_budget_is_shared_between_the_stages() -> None:
         [k / 10 for k in range(1, 4)] + [k / 10 for k in range(4, 11)]
     )
     rates = [report.learning_rate for report in reports]
-    assert rates[3] == max(rates)  # each stage has a rise and a fall of its own
+    assert rates[3] == max(rates)  # the learning rate rises and falls in each stage
     assert rates[2] < rates[0]
 
 
-def test_the_diffusion_lives_in_the_latent_of_the_averaged_autoencoder() -> None:
+def test_the_diffusion_stage_uses_the_averaged_autoencoder_and_does_not_train_it() -> None:
     training = Training.start(METHOD)
     for seed in range(2):
         training.step(volumes(1, 1, 8, 8, 8), volumes(1, 1, 8, 8, 8, seed=1), 1e-2, generator(seed))
@@ -194,7 +194,7 @@ def test_the_diffusion_lives_in_the_latent_of_the_averaged_autoencoder() -> None
     assert not same(training.network[DIFFUSION], METHOD.build()[DIFFUSION])
 
 
-def test_a_training_in_minutes_takes_a_step_in_each_stage() -> None:
+def test_a_training_limited_in_minutes_takes_a_step_in_each_stage() -> None:
     reports = []
     train(METHOD, PAIRS, Schedule(minutes=1e-6), progress=reports.append)
     assert [report.stage for report in reports] == [REPRESENTATION, DIFFUSION]
@@ -206,7 +206,7 @@ def test_fewer_steps_than_stages_are_refused() -> None:
         fit(METHOD, PAIRS, steps=1)
 
 
-def test_validation_is_of_the_stage() -> None:
+def test_reports_contain_a_validation_loss_and_the_stage_if_there_are_several() -> None:
     reports = []
     fit(METHOD, PAIRS, steps=2, validation=PAIRS[:1], validate_every=1, progress=reports.append)
     assert all(report.validation_loss is not None for report in reports)
@@ -220,10 +220,10 @@ def _reports(method: Method):
     return iter(reports)
 
 
-# What follows ---------------------------------------------------------------------------------------------------------
+# Consequences ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_gradient_loss_of_the_volume_is_refused() -> None:
+def test_a_learned_representation_refuses_a_gradient_loss() -> None:
     with pytest.raises(ValueError, match="a learned representation cannot decode an error"):
         replace(METHODS["ppdm"], representation=TINY)
     bridge = replace(METHODS["ppdm"], representation=TINY, loss=Loss(), kernel=Brownian())
@@ -232,8 +232,8 @@ def test_a_gradient_loss_of_the_volume_is_refused() -> None:
 
 
 @pytest.mark.parametrize("scaling", [PercentileScaling(Range(200.0, 1000.0)), SUVScaling()], ids=["MRI", "PET"])
-def test_the_ceiling_is_that_of_the_targets_own_latent(scaling: Scaling) -> None:
-    """A sampler that gave the latent of the target would be scored with it: held against it, by hand."""
+def test_the_ceiling_is_the_score_of_the_targets_decoded_latent(scaling: Scaling) -> None:
+    """A perfect sampler returns the target's latent, so the ceiling is the PSNR of that decoded latent."""
     net = METHOD.build().eval()
     trained = Trained(METHOD, net, scaling, (1.0, 1.0, 1.0), 1, 0)
     target, source = (100 * volumes(12, 13, 14, seed=seed).abs() for seed in range(2))
@@ -253,7 +253,7 @@ def test_the_ceiling_is_that_of_the_targets_own_latent(scaling: Scaling) -> None
     )
 
 
-def test_a_given_representation_reconstructs_what_it_was_given() -> None:
+def test_a_fixed_representation_reconstructs_its_input() -> None:
     x = volumes(1, 1, 5, 7, 6)
     for name in ("ppdm", "wavelet"):
         method = tiny(METHODS[name])

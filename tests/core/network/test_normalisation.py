@@ -1,4 +1,4 @@
-"""Group normalisation with the channels innermost: the same gradients as PyTorch's for the usual layout."""
+"""Group normalisation in channels-last layout: the same gradients as PyTorch's in the default layout."""
 
 import pytest
 import torch
@@ -46,7 +46,7 @@ def test_the_layout_does_not_change_the_gradients(
 
 
 @pytest.mark.parametrize("mean", [0, 3, 100])
-def test_a_large_mean_costs_no_more_digits_than_in_the_usual_layout(mean: float) -> None:
+def test_channels_last_is_as_accurate_as_the_default_layout_for_a_large_mean(mean: float) -> None:
     torch.manual_seed(0)
     x, slope = ((each + torch.randn(1, 4, 8, 8, 8)).bfloat16() for each in (mean, 0))
     exact = gradients(Normalisation(2, 4).double(), x.double(), slope.double())
@@ -66,7 +66,7 @@ def test_a_value_for_each_channel_is_added_in_any_layout(size: tuple[int, ...]) 
         assert torch.equal(out, x + values)
 
 
-def test_bf16_convolutions_on_the_cpu_work_with_the_channels_innermost() -> None:
+def test_bf16_convolutions_on_the_cpu_use_channels_last() -> None:
     layer = Convolution(3, 2, 4, kernel=3, stride=1, dtype=torch.bfloat16)
     x = torch.randn(1, 2, 4, 4, 4)
     out = layer(x)
@@ -76,7 +76,7 @@ def test_bf16_convolutions_on_the_cpu_work_with_the_channels_innermost() -> None
 
 
 @pytest.mark.parametrize("layout", [torch.preserve_format, torch.channels_last_3d])
-def test_a_compiled_bf16_network_has_the_usual_layout(
+def test_a_compiled_bf16_convolution_returns_the_default_layout(
     monkeypatch: pytest.MonkeyPatch, layout: torch.memory_format
 ) -> None:
     monkeypatch.setattr("torch.compiler.is_compiling", lambda: True)

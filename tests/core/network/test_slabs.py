@@ -1,4 +1,4 @@
-"""Convolutions in slabs against whole ones, on the CPU, where networks do not use them by themselves."""
+"""Convolutions in slabs equal whole convolutions; tested on the CPU, where networks use no slabs by default."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -31,7 +31,7 @@ def leaves(*shapes: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("kernel", [1, 3])
 @pytest.mark.parametrize("dims", [2, 3])
-def test_results_and_gradients_are_those_of_the_whole(
+def test_slabs_give_the_results_and_gradients_of_the_whole_convolution(
     dims: int,
     kernel: int,
     stride: int,
@@ -44,7 +44,7 @@ def test_results_and_gradients_are_those_of_the_whole(
     shapes = (2, 6, depth, *(7, 4)[: dims - 1]), (5, 6, *[kernel] * dims), (5,), (2, 6), (2, 6)
     x, weight, bias, scale, shift = leaves(*shapes, dtype=dtype)
     with torch.no_grad():
-        x += 3  # so that a mean is to be taken off
+        x += 3  # so that the normalisation subtracts a mean
     seen = x
     if activated:
         factor, offset = (v.reshape(*v.shape, *[1] * dims) for v in (scale, shift))
@@ -65,7 +65,7 @@ def test_results_and_gradients_are_those_of_the_whole(
 
 
 @pytest.mark.parametrize(("depth", "kernel", "stride"), [(8, 3, 1), (9, 3, 2), (7, 1, 2), (1, 3, 2), (3, 1, 1)])
-def test_slabs_cover_the_output_once(depth: int, kernel: int, stride: int) -> None:
+def test_slabs_cover_each_output_row_once(depth: int, kernel: int, stride: int) -> None:
     for number in (1, 2, 5, 8):
         slabs = list(cut(depth, kernel, stride, number))
         rows = [row for slab in slabs for row in range(slab.outputs.start, slab.outputs.stop)]
@@ -75,7 +75,7 @@ def test_slabs_cover_the_output_once(depth: int, kernel: int, stride: int) -> No
 
 
 class OnCuda:
-    """What the choice of slabs looks at."""
+    """A stand-in for a CUDA tensor with the attributes that ``slabs_for`` reads."""
 
     is_cuda = True
 
@@ -87,7 +87,7 @@ class OnCuda:
         return self.shape.numel()
 
 
-def test_what_is_large_is_cut_on_a_gpu() -> None:
+def test_only_large_3d_volumes_on_a_gpu_are_cut_into_slabs() -> None:
     weight = torch.empty(64, 64, 3, 3, 3, device="meta")
     edges = {16: 1, 64: 4, 256: MOST_SLABS}
     assert {edge: slabs_for(OnCuda(1, 64, edge, edge, edge), weight, 1, torch.bfloat16) for edge in edges} == edges  # type: ignore[arg-type]
@@ -107,7 +107,7 @@ def network(options: UNetOptions, dims: int = 3) -> UNet:
 
 
 def answers(net: UNet, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The output without a gradient, that with one, and the gradient."""
+    """Return the output without autograd, the output with autograd, and the gradient of all parameters."""
     with torch.no_grad():
         sampled = net(x, t)
     out = net(x, t)
@@ -126,7 +126,7 @@ CHANGES: list[dict[str, Any]] = [
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize("change", CHANGES, ids=str)
 @pytest.mark.parametrize("mode", CHECKPOINTING)
-def test_a_network_in_slabs_is_the_same_network(
+def test_a_network_in_slabs_gives_the_same_results_and_gradients(
     monkeypatch: pytest.MonkeyPatch, mode: str, change: dict[str, Any], dims: int
 ) -> None:
     options = replace(SMALL, checkpointing=mode, **change)
@@ -145,7 +145,7 @@ def test_a_network_in_slabs_is_the_same_network(
     assert (True in gradients) == (mode != "none")
 
 
-def test_in_bf16_slabs_are_as_close_to_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bf16_slabs_are_as_close_to_fp32_as_whole_bf16_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
     x, t = torch.randn(2, 2, 8, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([0.2, 0.9])
     options = replace(SMALL, checkpointing="conv")
     exact = answers(network(options), x, t)
@@ -156,7 +156,7 @@ def test_in_bf16_slabs_are_as_close_to_fp32(monkeypatch: pytest.MonkeyPatch) -> 
         assert (c - a).norm() < 1.2 * (b - a).norm()
 
 
-def test_a_compiled_network_is_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiled_network_is_not_cut_into_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ppdm.network.layers, "slabs_for", lambda *_: 3)
     monkeypatch.setattr(UNet, "compile", lambda *_, **__: None)
     convolution = network(replace(SMALL, compile=True, checkpointing="conv")).stem
@@ -165,7 +165,7 @@ def test_a_compiled_network_is_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:
         assert convolution.slabs_of(torch.empty(1, 2, 8, 8, 8)) == 1
 
 
-def test_an_autoencoder_is_cut_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_autoencoder_in_slabs_gives_the_same_volume(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     learned = Autoencoder(width=8, multipliers=(1, 2), attention=(False, False), norm_groups=4).build(1, UNetOptions())
     x = torch.randn(1, 1, 8, 8, 8)

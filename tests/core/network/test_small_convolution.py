@@ -1,4 +1,4 @@
-"""Small convolutions by oneDNN: the same numbers as PyTorch's own path, and where each path is taken."""
+"""Small convolutions by oneDNN: they equal PyTorch's own path, and only suitable convolutions use them."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def with_gradients(apply: object, x: Tensor, convolution: Convolution) -> list[T
 
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("shape", [(8, 8, 8), (4, 7, 5), (12, 3, 1)])
-def test_results_and_gradients_are_those_of_pytorch(shape: tuple[int, ...], stride: int) -> None:
+def test_results_and_gradients_equal_those_of_pytorch(shape: tuple[int, ...], stride: int) -> None:
     convolution = layer(stride=stride)
     x = torch.randn(1, 6, *shape)
     assert is_small(x, convolution.weight, stride)
@@ -63,7 +63,7 @@ def operators(work: object) -> set[str]:
 
 
 def test_pytorch_takes_its_slow_path_where_this_module_replaces_it() -> None:
-    """If PyTorch takes oneDNN here one day, this module can go."""
+    """If this fails because PyTorch now uses oneDNN here, the module can be removed."""
     convolution, x = layer(16, 16), torch.randn(1, 16, 8, 8, 8)
     with torch.no_grad():
         assert "aten::slow_conv3d_forward" in operators(lambda: F.conv3d(x, convolution.weight, padding=1))
@@ -76,7 +76,7 @@ def test_pytorch_takes_its_slow_path_where_this_module_replaces_it() -> None:
         assert "aten::mkldnn_convolution" in operators(lambda: F.conv3d(just_large, convolution.weight, padding=1))
 
 
-def test_only_the_input_is_kept_for_the_backward_pass() -> None:
+def test_only_input_and_weight_are_saved_for_the_backward_pass() -> None:
     convolution, x = layer(), torch.randn(1, 6, 8, 8, 8, requires_grad=True)
     kept: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
@@ -85,7 +85,9 @@ def test_only_the_input_is_kept_for_the_backward_pass() -> None:
 
 
 @pytest.mark.parametrize("checkpointing", ["none", "conv"])
-def test_a_network_gives_the_same_by_both_paths(checkpointing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_gives_the_same_results_and_gradients_by_both_paths(
+    checkpointing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = UNetOptions(width=8, multipliers=(1, 2), residual_blocks=1, norm_groups=4, checkpointing=checkpointing)
     torch.manual_seed(0)
     net = UNet(2, 1, 3, options)
@@ -107,7 +109,7 @@ def test_a_network_gives_the_same_by_both_paths(checkpointing: str, monkeypatch:
     assert small_convolution.is_small is not is_small  # the second run took the other path
 
 
-def test_without_a_graph_a_large_volume_is_convolved_as_it_is() -> None:
+def test_without_autograd_a_large_volume_gives_the_result_of_pytorch() -> None:
     convolution, x = layer(16, 4), torch.randn(1, 16, 40, 33, 2)
     with torch.no_grad():
         ours = convolve(x, convolution.weight, convolution.bias, 1, 1)

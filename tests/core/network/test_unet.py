@@ -17,7 +17,7 @@ SMALL = UNetOptions(width=8, multipliers=(1, 2), norm_groups=4, head_channels=4)
 
 
 def network(options: UNetOptions = SMALL, dims: int = 3, c_in: int = 2, c_out: int = 1, seed: int = 0) -> UNet:
-    """A network that does not return zeros."""
+    """Return a network that does not return zeros: parameters that start at zero get random values."""
     torch.manual_seed(seed)
     net = UNet(c_in, c_out, dims, options)
     for parameter in net.parameters():
@@ -56,7 +56,9 @@ def test_the_output_has_the_inputs_size(shape: tuple[int, ...], skips: str, atte
     st.sampled_from(("concat", "add")),
 )
 @settings(max_examples=25, deadline=None)
-def test_every_width_fits_together(width: int, multipliers: list[int], blocks: int, groups: int, skips: str) -> None:
+def test_any_width_multipliers_and_groups_give_finite_gradients(
+    width: int, multipliers: list[int], blocks: int, groups: int, skips: str
+) -> None:
     options = UNetOptions(width, tuple(multipliers), blocks, norm_groups=groups, skips=skips)
     size = 2 * options.multiple
     out, found = gradients(network(options, dims=2), *inputs(1, 2, size, size))
@@ -68,18 +70,18 @@ def test_every_width_fits_together(width: int, multipliers: list[int], blocks: i
 @pytest.mark.parametrize(
     "options", [SMALL, replace(SMALL, skips="add", attention=(True, True), precision="bf16")], ids=str
 )
-def test_untrained_it_returns_exactly_zeros(options: UNetOptions, dims: int) -> None:
+def test_an_untrained_network_returns_exact_zeros(options: UNetOptions, dims: int) -> None:
     torch.manual_seed(0)
     out = UNet(2, 3, dims, options)(*inputs(2, 2, *[4] * dims))
     assert out.dtype == torch.float32
     assert not out.any()
 
 
-def test_a_step_from_the_zero_start_moves_every_parameter() -> None:
+def test_every_parameter_has_a_gradient_in_the_third_step_from_zero_output() -> None:
     net = UNet(2, 1, 2, replace(SMALL, attention=(False, True)))
     x, t = inputs(2, 2, 8, 8)
     optimiser = torch.optim.SGD(net.parameters(), lr=0.1)
-    for _ in range(3):  # the head first, then what lies behind it, then what lies behind the attention's zeros
+    for _ in range(3):  # gradients reach the head, then the layers before it, then those before the attention's zeros
         optimiser.zero_grad()
         (net(x, t) - x[:, :1]).square().mean().backward()
         optimiser.step()
@@ -104,7 +106,9 @@ def count(module: nn.Module, kind: type[nn.Module]) -> int:
         ((True, True, True), 3 + 6 + 1),
     ],
 )
-def test_attention_follows_the_blocks_of_its_levels_and_the_middle(attention: tuple[bool, ...], expected: int) -> None:
+def test_attention_follows_the_blocks_of_the_chosen_levels_and_the_middle(
+    attention: tuple[bool, ...], expected: int
+) -> None:
     net = network(replace(SMALL, multipliers=(1, 2, 2), attention=attention))
     assert count(net, Attention) == expected
     assert (count(net, Downsample), count(net, Upsample)) == (2, 2)
@@ -134,7 +138,7 @@ def test_attention_starts_as_the_identity() -> None:
 
 @given(st.integers(1, 96), st.integers(1, 48))
 @settings(max_examples=60, deadline=None)
-def test_groups_divide_the_channels_and_hold_two(channels: int, groups: int) -> None:
+def test_norm_groups_divide_the_channels_and_have_at_least_two_channels(channels: int, groups: int) -> None:
     norms = [
         m for m in UNet(1, 1, 2, UNetOptions(channels, (1,), norm_groups=groups)).modules() if type(m) is Normalisation
     ]
@@ -144,13 +148,13 @@ def test_groups_divide_the_channels_and_hold_two(channels: int, groups: int) -> 
         assert norm.num_groups == 1 or norm.num_channels // norm.num_groups >= 2
 
 
-def test_the_papers_groups_are_kept_where_they_fit() -> None:
+def test_the_32_norm_groups_of_the_paper_are_kept_where_they_fit() -> None:
     norms = [m for m in UNet(1, 1, 2, UNetOptions(64, (1, 2))).modules() if isinstance(m, Normalisation)]
     assert {norm.num_groups for norm in norms} == {32}
 
 
 @pytest.mark.parametrize("skips", ["concat", "add"])
-def test_skips_carry_what_the_bottom_cannot(skips: str) -> None:
+def test_skips_transmit_the_input_if_the_middle_returns_zeros(skips: str) -> None:
     net = network(replace(SMALL, multipliers=(1, 2, 2), skips=skips), dims=2)
     x, t = inputs(1, 2, 8, 8)
     whole = net(x, t)
@@ -170,7 +174,7 @@ def test_an_added_skip_is_half_the_sum() -> None:
 
 @pytest.mark.parametrize("adaptive", [False, True])
 @pytest.mark.parametrize("resampling", ["convolution", "residual"])
-def test_time_and_every_subject_are_seen_apart(resampling: str, adaptive: bool) -> None:
+def test_subjects_of_a_batch_are_independent_and_time_has_an_effect(resampling: str, adaptive: bool) -> None:
     net = network(replace(SMALL, resampling=resampling, adaptive=adaptive))
     x, t = inputs(3, 2, 4, 4, 4)
     together = net(x, t)
@@ -179,18 +183,18 @@ def test_time_and_every_subject_are_seen_apart(resampling: str, adaptive: bool) 
     assert not torch.allclose(net(x, t), net(x, 1 - t))
 
 
-def test_an_input_with_its_channels_innermost_gives_the_same() -> None:
+def test_a_channels_last_input_gives_the_same_output() -> None:
     net, (x, t) = network(), inputs(1, 2, 4, 4, 4)
     assert torch.allclose(net(x.to(memory_format=torch.channels_last_3d), t), net(x, t), atol=1e-5)
 
 
-def test_several_inputs_are_those_channels_side_by_side() -> None:
+def test_several_inputs_equal_one_input_with_concatenated_channels() -> None:
     net, (x, t) = network(), inputs(2, 2, 4, 4, 4)
     assert torch.equal(net([x[:, :1], x[:, 1:]], t), net(x, t))
 
 
 @pytest.mark.parametrize("parts", [(1,), (1, 2), (2, 2)])
-def test_several_inputs_must_have_the_channels_together(parts: tuple[int, ...]) -> None:
+def test_several_inputs_with_a_wrong_total_of_channels_are_refused(parts: tuple[int, ...]) -> None:
     net, (x, t) = network(), inputs(1, 3, 4, 4, 4)
     with pytest.raises(ValueError, match=r"C = 2, got shape .*, 4, 4, 4\)"):
         net([x[:, :channels] for channels in parts], t)
@@ -204,7 +208,7 @@ def test_adaptive_normalisation_is_scaled_and_shifted() -> None:
     assert torch.allclose(part(x, scale, shift), expected, atol=1e-6)
 
 
-def test_residual_resampling_takes_means_and_repeats() -> None:
+def test_residual_resampling_averages_down_and_repeats_up() -> None:
     net = network(replace(SMALL, resampling="residual"))
     assert (count(net, Downsample), count(net, Upsample)) == (0, 0)
     x = torch.arange(8.0).reshape(1, 1, 2, 2, 2)
@@ -220,7 +224,9 @@ def test_residual_resampling_takes_means_and_repeats() -> None:
 @pytest.mark.parametrize("mode", ["norm", "block", "conv"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("other", [{}, {"skips": "add"}, {"adaptive": True, "resampling": "residual"}], ids=str)
-def test_checkpointing_changes_no_bit(other: dict[str, Any], precision: str, mode: str) -> None:
+def test_checkpointing_gives_bit_identical_results_and_gradients(
+    other: dict[str, Any], precision: str, mode: str
+) -> None:
     options = replace(SMALL, attention=(False, True), precision=precision, **other)
     x, t = inputs(2, 2, 8, 8, 8)
     out, expected = gradients(network(options), x, t)
@@ -232,7 +238,7 @@ def test_checkpointing_changes_no_bit(other: dict[str, Any], precision: str, mod
 
 
 def saved_bytes(options: UNetOptions) -> int:
-    """What autograd keeps for the backward pass, parameters and repeats aside."""
+    """Return the bytes that autograd saves for the backward pass, without parameters; shared storage counts once."""
     net = network(options)
     own = {p.untyped_storage().data_ptr() for p in net.parameters()}
     kept: dict[int, int] = {}
@@ -248,14 +254,14 @@ def saved_bytes(options: UNetOptions) -> int:
     return sum(kept.values())
 
 
-def test_checkpointing_and_bf16_keep_less() -> None:
+def test_checkpointing_and_bf16_save_fewer_bytes_for_the_backward_pass() -> None:
     none, norm, block, conv = (saved_bytes(replace(SMALL, checkpointing=mode)) for mode in CHECKPOINTING)
     assert conv <= block < norm < 0.6 * none
     assert saved_bytes(replace(SMALL, precision="bf16")) < 0.6 * none
 
 
 def switched(options: UNetOptions, change: dict[str, Any], x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
-    """Outputs and gradients of a network, and of one with the same weights and a switch."""
+    """Return outputs and gradients of a network and of another with the same weights and changed options."""
     dims = x.ndim - 2
     plain = network(options, dims)
     other = UNet(2, 1, dims, replace(options, **change))
@@ -266,7 +272,7 @@ def switched(options: UNetOptions, change: dict[str, Any], x: Tensor, t: Tensor)
 
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize("checkpointing", CHECKPOINTING)
-def test_channels_last_is_another_layout_of_the_same_numbers(checkpointing: str, dims: int) -> None:
+def test_channels_last_gives_the_same_results_in_another_layout(checkpointing: str, dims: int) -> None:
     x, t = inputs(2, 2, *[8] * dims)
     change = {"channels_last": True, "checkpointing": checkpointing}
     out, again, expected, found = switched(replace(SMALL, attention=(False, True)), change, x, t)
@@ -277,16 +283,16 @@ def test_channels_last_is_another_layout_of_the_same_numbers(checkpointing: str,
     convolution = UNet(2, 1, dims, replace(SMALL, **change)).down[0].first.convolution
     shown: list[Tensor] = []
     convolution.convolve = lambda x, *rest: shown.append(x) or x[:, :1]  # type: ignore[func-returns-value]
-    convolution(inputs(2, 8, *[8] * dims)[0])  # one small volume takes another path
+    convolution(inputs(2, 8, *[8] * dims)[0])  # two volumes, since one small volume takes another path
     assert convolution.weight.is_contiguous(memory_format=layout)
     assert shown[0].is_contiguous(memory_format=layout)
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of PyTorch's compiler, at its own code
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's compiler warns about its own code
 @pytest.mark.parametrize("checkpointing", ["none", "conv"])
-def test_a_compiled_network_gives_the_same(monkeypatch: pytest.MonkeyPatch, checkpointing: str) -> None:
-    """Its graph is run as it is, which takes no compiler of C++."""
+def test_a_compiled_network_gives_the_same_results(monkeypatch: pytest.MonkeyPatch, checkpointing: str) -> None:
+    """The backend runs the graph as it is, so no C++ compiler is needed."""
     compiled: list[nn.Module] = []
 
     def compile_quickly(net: nn.Module, **options: Any) -> None:
@@ -316,7 +322,7 @@ def test_bf16_is_close_to_fp32(attention: tuple[bool, ...]) -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 32, 2, 4, 4), (1, 32, 2, 2, 2), (1, 32, 4, 4, 4)])
-def test_bf16_weight_gradients_at_every_depth(shape: tuple[int, ...]) -> None:
+def test_bf16_weight_gradients_are_close_to_fp32_at_every_depth(shape: tuple[int, ...]) -> None:
     x = inputs(*shape)[0]
     found = []
     for dtype in (torch.float32, torch.bfloat16):
@@ -331,7 +337,7 @@ def test_bf16_weight_gradients_at_every_depth(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_autocast_around_it_changes_nothing(precision: str) -> None:
+def test_an_outer_autocast_changes_nothing(precision: str) -> None:
     net, (x, t) = network(replace(SMALL, precision=precision, attention=(False, True))), inputs(1, 2, 8, 8, 8)
     out, expected = gradients(net, x, t)
     net.zero_grad()
@@ -344,7 +350,7 @@ def test_autocast_around_it_changes_nothing(precision: str) -> None:
     assert all(torch.equal(g, e) for g, e in zip(found, expected, strict=True))
 
 
-def test_shapes_are_known_without_data() -> None:
+def test_the_network_runs_on_the_meta_device() -> None:
     with torch.device("meta"):
         out = UNet(2, 3, 3, replace(SMALL, attention=(False, True), checkpointing="block"))(
             torch.empty(1, 2, 256, 256, 256), torch.empty(1)
@@ -352,7 +358,7 @@ def test_shapes_are_known_without_data() -> None:
     assert (out.device.type, out.shape) == ("meta", (1, 3, 256, 256, 256))
 
 
-def test_parameters_and_state_keep_their_names_in_every_mode() -> None:
+def test_a_float32_state_dict_loads_in_every_mode() -> None:
     state = network().state_dict()
     assert all(value.dtype == torch.float32 for value in state.values())
     for change in ({"precision": "bf16"}, {"checkpointing": "block"}, {"channels_last": True}):
@@ -399,7 +405,7 @@ def test_options_out_of_range_are_refused(options: dict[str, Any], sentence: str
         (lambda: network()(*inputs(1, 2, 4, 5, 4)), r"\(4, 5, 4\) must be multiples of 2.*pad_to_multiple\(x, 2\)"),
     ],
 )
-def test_what_does_not_fit_is_refused(make: Callable[[], object], sentence: str) -> None:
+def test_unsuitable_dimensions_widths_and_inputs_are_refused(make: Callable[[], object], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         make()
 
@@ -426,25 +432,25 @@ def shapes(net: nn.Module) -> Counter[tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("residual_blocks", [1, 2])
-def test_it_has_monais_parameters(residual_blocks: int) -> None:
+def test_parameter_shapes_equal_those_of_monai(residual_blocks: int) -> None:
     with torch.device("meta"):
         ours = UNet(2, 1, 3, UNetOptions(64, (1, 2, 2, 4), residual_blocks))
         theirs = monai_unet((64, 128, 128, 256), residual_blocks, groups=32)
-    # MONAI attends in the middle even where no level does; that is the only difference.
+    # MONAI has attention in the middle even if no level has it; that is the only difference.
     assert shapes(theirs) - shapes(theirs.middle_block.attention) == shapes(ours)
     assert sum(p.numel() for p in ours.parameters()) == {1: 32_298_241, 2: 46_631_745}[residual_blocks]
 
 
-def test_with_monais_weights_it_computes_the_same() -> None:
+def test_the_output_equals_that_of_monai_with_the_same_weights() -> None:
     ours = network(UNetOptions(16, (1, 2, 3), residual_blocks=2, norm_groups=8))
     theirs = monai_unet((16, 32, 48), residual_blocks=2, groups=8)
     for parameter in theirs.middle_block.attention.parameters():
-        nn.init.zeros_(parameter)  # the identity
+        nn.init.zeros_(parameter)  # makes the attention the identity
     for module in theirs.modules():
         if isinstance(module, nn.GroupNorm):
             module.eps = 1e-5
     attention = {id(p) for p in theirs.middle_block.attention.parameters()}
-    # Both list their parameters in the order of computation, but for which of time and stem is first.
+    # Both list their parameters in the order of computation, but MONAI lists the stem before the time embedding.
     stem_first = [ours.stem, ours.time, ours.down, ours.middle, ours.up, ours.head]
     with torch.no_grad():
         mine = [p for part in stem_first for p in part.parameters()]

@@ -1,4 +1,4 @@
-"""Sets on disk: made once, whole, resumable, and never mixed."""
+"""Data sets on disk are made only once, can be resumed, and never mix recipes."""
 
 import json
 import os
@@ -32,7 +32,7 @@ RECIPE = find_task("mri-t1t2").recipe(GRID)
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Subjects without anatomy, made in this process; counts them."""
+    """Replace subjects with random images, made in this process, and return the list of those made."""
     made = []
 
     def make(recipe, split, index):
@@ -50,7 +50,7 @@ def _files(folder: Path) -> dict[str, int]:
     return {str(f.relative_to(folder)): f.stat().st_mtime_ns for f in sorted(folder.rglob("*")) if f.is_file()}
 
 
-def test_a_set_is_pairs_on_one_grid_with_masks(quick, tmp_path):
+def test_a_set_has_pairs_on_one_grid_with_masks(quick, tmp_path):
     pairs = make_set(RECIPE, 4, tmp_path, jobs=1)
     assert [(pair.subject, pair.split) for pair in pairs] == [
         ("train-000", "train"),
@@ -67,14 +67,14 @@ def test_a_set_is_pairs_on_one_grid_with_masks(quick, tmp_path):
     assert read_manifest(tmp_path / "pairs.csv") == pairs
 
 
-def test_pet_holds_suv_itself(quick, tmp_path):
+def test_pet_pairs_have_suv_factor_1(quick, tmp_path):
     recipe = find_task("pet-joint").recipe(GRID, doses=(4, 20))
     pairs = make_set(recipe, 1, tmp_path, jobs=1)
     assert [pair.source.name for pair in pairs] == ["NAC-dose4.nii.gz", "NAC-dose20.nii.gz"]
     assert {pair.suv_factor for pair in pairs} == {1.0}
 
 
-def test_the_same_again_makes_nothing_and_more_makes_the_rest(quick, tmp_path):
+def test_a_second_run_makes_only_the_missing_subjects(quick, tmp_path):
     make_set(RECIPE, 4, tmp_path, jobs=1)
     before = _files(tmp_path)
     assert len(make_set(RECIPE, 4, tmp_path, jobs=1)) == 4
@@ -85,14 +85,14 @@ def test_the_same_again_makes_nothing_and_more_makes_the_rest(quick, tmp_path):
     assert before.items() <= _files(tmp_path).items()
 
 
-def test_progress_counts_what_was_there(quick, tmp_path):
+def test_progress_counts_the_subjects_that_existed(quick, tmp_path):
     make_set(RECIPE, 4, tmp_path, jobs=1)
     seen = []
     make_set(RECIPE, 6, tmp_path, jobs=1, progress=lambda done, total: seen.append((done, total)))
     assert seen == [(4, 6), (5, 6), (6, 6)]
 
 
-def test_a_fault_keeps_what_was_made(quick, tmp_path, monkeypatch):
+def test_an_error_keeps_the_subjects_that_were_made(quick, tmp_path, monkeypatch):
     good = generation.make_subject
 
     def fails_in_val(recipe, split, index):
@@ -108,8 +108,8 @@ def test_a_fault_keeps_what_was_made(quick, tmp_path, monkeypatch):
     assert sorted(quick) == [("test", 0), ("train", 0), ("train", 1), ("val", 0)]
 
 
-def test_a_subject_is_there_whole_or_not_at_all(quick, tmp_path, monkeypatch):
-    """A fault while its second file is written leaves no subject; its rest is cleared away by the next run."""
+def test_an_error_during_writing_leaves_no_partial_subject(quick, tmp_path, monkeypatch):
+    """An error in its second file leaves no subject; the next run removes the partial files."""
     writes, real = [], generation.write_volume
 
     def fails_second(path, *arguments):
@@ -126,14 +126,14 @@ def test_a_subject_is_there_whole_or_not_at_all(quick, tmp_path, monkeypatch):
     assert {entry.name for entry in tmp_path.iterdir()} == {".lock", "recipe.json", "train-000"}
 
 
-def test_killed_while_the_recipe_was_written(quick, tmp_path):
-    """What lies half-written beside the recipe's place neither stops the next run nor stays."""
+def test_a_partial_recipe_file_is_removed_by_the_next_run(quick, tmp_path):
+    """The partial file that a killed process left does not stop the next run."""
     (tmp_path / f".recipe.json.{'0' * 32}").write_text("{")
     assert len(make_set(RECIPE, 1, tmp_path, jobs=1)) == 1
     assert {entry.name for entry in tmp_path.iterdir()} == {".lock", "recipe.json", "train-000"}
 
 
-def test_another_recipe_is_refused_with_what_differs(quick, tmp_path):
+def test_another_recipe_is_refused_with_the_difference(quick, tmp_path):
     make_set(RECIPE, 1, tmp_path, jobs=1)
     before = _files(tmp_path)
     other = find_task("mri-t1t2").recipe(GRID, seed=7)
@@ -142,21 +142,21 @@ def test_another_recipe_is_refused_with_what_differs(quick, tmp_path):
     assert _files(tmp_path) == before
 
 
-def test_a_damaged_recipe_is_another_one(quick, tmp_path):
+def test_a_folder_with_a_damaged_recipe_is_refused(quick, tmp_path):
     make_set(RECIPE, 1, tmp_path, jobs=1)
     (tmp_path / "recipe.json").write_text("{")
     with pytest.raises(GenerationError, match="holds another set"):
         make_set(RECIPE, 1, tmp_path, jobs=1)
 
 
-def test_a_folder_of_something_else_is_refused(quick, tmp_path):
+def test_a_folder_with_other_files_is_refused_and_unchanged(quick, tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(GenerationError, match=r"is not empty \(it holds 'thesis.tex'\)"):
         make_set(RECIPE, 1, tmp_path, jobs=1)
     assert (tmp_path / "thesis.tex").read_text() == "x"
 
 
-def test_recipe_is_written_for_the_reader(quick, tmp_path):
+def test_the_recipe_and_versions_are_written_to_the_folder(quick, tmp_path):
     make_set(RECIPE, 1, tmp_path, jobs=1)
     origin = json.loads((tmp_path / "recipe.json").read_text())
     assert origin["recipe"]["task"] == "mri-t1t2"
@@ -164,7 +164,7 @@ def test_recipe_is_written_for_the_reader(quick, tmp_path):
     assert origin["made_by"]["numpy"] == np.__version__
 
 
-def test_key_changes_with_everything_that_makes_a_voxel(monkeypatch):
+def test_the_recipe_key_changes_with_everything_that_affects_voxels(monkeypatch):
     keys = [recipe_key(RECIPE)]
     for recipe in (
         find_task("mri-t1t2").recipe(GRID, seed=1),
@@ -181,7 +181,7 @@ def test_key_changes_with_everything_that_makes_a_voxel(monkeypatch):
     assert recipe_key(RECIPE) == keys[-1]
 
 
-def test_cache_is_found_again_and_listed(quick, tmp_path, monkeypatch):
+def test_a_cached_set_is_found_again_and_listed(quick, tmp_path, monkeypatch):
     monkeypatch.setenv("PPDM_CACHE", str(tmp_path))
     assert cached_sets() == []
     first = cached_set(RECIPE, 3, jobs=1)
@@ -193,7 +193,7 @@ def test_cache_is_found_again_and_listed(quick, tmp_path, monkeypatch):
     assert entry.bytes == sum(f.stat().st_size for f in tmp_path.rglob("*.nii.gz"))
 
 
-def test_cache_folder_follows_the_environment(monkeypatch, tmp_path):
+def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.delenv("PPDM_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder() == tmp_path / "ppdm"
@@ -247,7 +247,7 @@ def _assert_whole(folder: Path) -> None:
             read_volume(file)
 
 
-def test_two_processes_make_one_set_once(tmp_path):
+def test_two_processes_make_a_set_only_once(tmp_path):
     folder = tmp_path / "set"
     with _start(folder, tmp_path / "make.py", jobs=1) as one, _start(folder, tmp_path / "make.py", jobs=1) as other:
         made = [int(process.communicate()[0]) for process in (one, other)]
@@ -255,14 +255,14 @@ def test_two_processes_make_one_set_once(tmp_path):
     _assert_whole(folder)
 
 
-def test_killed_and_finished(tmp_path):
-    """A SIGKILL in the middle loses the subject at work, and no other."""
+def test_a_killed_run_loses_only_the_current_subject(tmp_path):
+    """SIGKILL during a run loses only the subject that was being made."""
     folder = tmp_path / "set"
     with _start(folder, tmp_path / "make.py", 1, "endless") as process:
         assert process.stdout.readline() == "at work on the second\n"
         os.killpg(process.pid, signal.SIGKILL)
     before = _files(folder / "train-000")
-    with _start(folder, tmp_path / "make.py", jobs=2) as process:  # in two processes of its own
+    with _start(folder, tmp_path / "make.py", jobs=2) as process:  # with two worker processes
         assert int(process.communicate()[0]) == 2
     assert _files(folder / "train-000") == before
     _assert_whole(folder)

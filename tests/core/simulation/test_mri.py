@@ -26,7 +26,7 @@ QUIET = MRIProtocol(t1_jitter=0, t2_jitter=0, tissue_jitter=0, texture=0, bias=0
 
 
 def _block(**shares: float) -> Anatomy:
-    """Every voxel alike: these shares of these tissues."""
+    """Return an anatomy with the same fractions of these tissues in every voxel."""
     tissues = tuple(name for name in TISSUES if name in shares)
     values = np.array([shares[name] for name in tissues], np.float32)
     fractions = np.broadcast_to(values[:, None, None, None], (len(tissues), *GRID.shape)).copy()
@@ -46,22 +46,22 @@ def test_every_tissue_of_the_phantoms_has_parameters(tesla):
         assert 0 <= tissue.pd <= 1, name
 
 
-def test_spin_echo_against_its_limits():
-    # Fully recovered and read at once: the proton density. After one T1 and one T2: (1 − 1/e)/e of it.
+def test_the_spin_echo_signal_matches_its_limits():
+    # Full recovery and TE = 0 give the proton density. TR = T1 and TE = T2 give (1 − 1/e)/e of it.
     assert SpinEcho(1e7, 0).signal(np.float64(500), np.float64(70), 0.5) == pytest.approx(0.5 * WATER_SIGNAL)
     value = SpinEcho(500, 70).signal(np.float64(500), np.float64(70), 1.0)
     assert value == pytest.approx(WATER_SIGNAL * (1 - np.exp(-1)) * np.exp(-1))
 
 
-def test_inversion_recovery_is_null_at_ln2_and_negative_before():
+def test_inversion_recovery_is_zero_at_ln2_of_t1_and_negative_before():
     t1, t2 = np.array([500.0, 2000.0]), np.array([70.0, 70.0])
     at_null = InversionRecovery(1e7, 500 * np.log(2), 0).signal(t1, t2, 1.0)
     assert at_null[0] == pytest.approx(0, abs=1e-6)
     assert at_null[1] < -100
 
 
-def test_contrast_of_the_two_images(rng):
-    """T1w: white > grey > CSF. T2w: CSF > lesion > grey > white. Fat bright, bone dark on both."""
+def test_t1w_and_t2w_images_order_the_tissues_correctly(rng):
+    """T1w: fat > white > grey > CSF. T2w: CSF > lesion > grey > white. Bone is dark on both."""
     order = {}
     for name in ("csf", "grey_matter", "white_matter", "lesion", "fat", "cortical_bone"):
         order[name] = {k: float(v.mean()) for k, v in scan_mri(_block(**{name: 1.0}), QUIET, rng).items()}
@@ -89,7 +89,7 @@ def test_the_nulling_time_is_ln2_of_t1_for_long_repetition():
     assert InversionRecovery(9000, ti, 100).signal(np.float64(2569), np.float64(329), 1.0) == pytest.approx(0, abs=1e-9)
 
 
-def test_the_other_images_of_a_flair_protocol_are_those_without_it():
+def test_adding_flair_does_not_change_the_t1w_and_t2w_images():
     anatomy = _block(csf=0.3, grey_matter=0.7)
     pairs = (scan_mri(anatomy, protocol, np.random.default_rng(1)) for protocol in (MRIProtocol(), flair_protocol()))
     two, three = pairs
@@ -98,8 +98,8 @@ def test_the_other_images_of_a_flair_protocol_are_those_without_it():
         np.testing.assert_array_equal(image, three[name])
 
 
-def test_a_lesion_that_looks_like_grey_on_t1_does_not_on_t2(rng):
-    """So that the mapping from one contrast to the other is no lookup table."""
+def test_a_lesion_resembles_grey_matter_on_t1w_but_not_on_t2w(rng):
+    """Therefore no lookup table can map one contrast to the other."""
     lesion, grey = (scan_mri(_block(**{name: 1.0}), QUIET, rng) for name in ("lesion", "grey_matter"))
     assert lesion["T1w"].mean() == pytest.approx(grey["T1w"].mean(), rel=0.15)
     assert lesion["T2w"].mean() > 1.5 * grey["T2w"].mean()
@@ -114,7 +114,7 @@ def test_signals_mix_by_fraction():
     np.testing.assert_allclose(half_air, 0.5 * pure["fat"], rtol=1e-5)
 
 
-def test_texture_changes_the_relaxation_time_where_it_stands():
+def test_texture_scales_t1_only_where_it_is_set():
     table, sequence, texture = RELAXATION[1.5], SpinEcho(600, 10), np.ones(GRID.shape)
     texture[0] = 1.5
     image = weighted(_block(grey_matter=1.0), sequence, table, texture)
@@ -123,13 +123,13 @@ def test_texture_changes_the_relaxation_time_where_it_stands():
     np.testing.assert_allclose(image[1:], sequence.signal(np.float64(833), np.float64(83), 0.86), rtol=1e-5)
 
 
-def test_tissue_without_parameters_is_named():
+def test_a_tissue_without_parameters_is_named_in_the_error():
     with pytest.raises(ValueError, match="no MRI parameters for fat"):
         weighted(_block(fat=1.0), SpinEcho(600, 10), {"air": RELAXATION[1.5]["air"]})
 
 
 def test_noise_is_rician(rng):
-    """Background: Rayleigh, mean σ√(π/2). Bright: Gaussian of σ about √(S² + σ²)."""
+    """The background is Rayleigh noise with mean σ√(π/2); a bright signal S has mean √(S² + σ²) and deviation σ."""
     sigma = 20.0
     dark = rician(np.zeros((60, 60, 60), np.float32), sigma, rng)
     assert dark.min() >= 0
@@ -140,14 +140,14 @@ def test_noise_is_rician(rng):
     assert bright.dtype == np.float32
 
 
-def test_noise_of_zero_and_below(rng):
+def test_zero_noise_changes_nothing_and_negative_noise_is_refused(rng):
     image = rng.random((3, 4, 5), dtype=np.float32)
     np.testing.assert_allclose(rician(image, 0.0, rng), image)
     with pytest.raises(ValueError, match="must not be negative, got -1"):
         rician(image, -1.0, rng)
 
 
-def test_snr_is_that_of_white_matter(rng):
+def test_the_snr_is_defined_in_white_matter(rng):
     images = scan_mri(_block(white_matter=1.0), replace(QUIET, snr=25.0), rng)
     for image in images.values():
         assert image.mean() / image.std() == pytest.approx(25, rel=0.1)
@@ -161,8 +161,8 @@ def test_bias_stays_within_its_amplitude_and_is_the_same_on_every_grid():
     assert 1.03 < fine.max() <= 1.1
 
 
-def test_subjects_differ_as_asked():
-    """Over subjects, T1 of one tissue varies by both jitters, and the ratio of two tissues by that of tissues alone."""
+def test_relaxation_times_vary_by_the_requested_jitters():
+    """T1 of one tissue varies between subjects by both jitters, the ratio of two tissues only by the tissue jitter."""
     protocol = MRIProtocol(t1_jitter=0.10, tissue_jitter=0.05)
     drawn = [draw_parameters(protocol, np.random.default_rng(seed)) for seed in range(600)]
     grey, white = (np.log([p[name].t1 for p in drawn]) for name in ("grey_matter", "white_matter"))
@@ -171,7 +171,7 @@ def test_subjects_differ_as_asked():
     assert drawn[0]["grey_matter"].pd == RELAXATION[1.5]["grey_matter"].pd
 
 
-def test_repeats_by_seed(rng):
+def test_images_repeat_with_the_seed_and_differ_between_seeds(rng):
     anatomy = _block(grey_matter=0.5, white_matter=0.5)
     first, again, other = (scan_mri(anatomy, MRIProtocol(), np.random.default_rng(seed)) for seed in (1, 1, 2))
     for name in first:
@@ -191,7 +191,7 @@ def test_repeats_by_seed(rng):
         ({"snr": 0.0}, "must be positive"),
     ],
 )
-def test_protocol_refuses(change, words):
+def test_invalid_protocols_are_refused(change, words):
     with pytest.raises(ValueError, match=words):
         MRIProtocol(**change)
 

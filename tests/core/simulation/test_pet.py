@@ -1,4 +1,4 @@
-"""PET: projections, counts and images against what physics says of discs, cylinders and points."""
+"""PET: projections, counts and images agree with theory for discs, cylinders and points."""
 
 import json
 import subprocess
@@ -39,25 +39,25 @@ SMALL = replace(HEAD, angles=60, subsets=6, psf_mm=0.0, filter_mm=0.0, margin_mm
 
 
 def disc(shape, spacing, radius, centre=(0.0, 0.0), fine=8):
-    """Share of each pixel inside a disc (mm), by sampling each fine² times: (D, H)."""
+    """Return the share of each pixel (D, H) inside a disc, in mm, from fine² samples per pixel."""
     d, h = (mm * ((np.arange(n * fine) + 0.5) / fine - n / 2) for n, mm in zip(shape, spacing, strict=True))
     inside = (d[:, None] - centre[0]) ** 2 + (h - centre[1]) ** 2 < radius**2
     return inside.reshape(shape[0], fine, shape[1], fine).mean((1, 3)).astype(np.float32)
 
 
 def cylinder(shape, spacing, radius, centre=(0.0, 0.0)):
-    """The same in every slice, (D, H, W)."""
+    """Return the same disc in every slice, (D, H, W)."""
     return np.repeat(disc(shape[:2], spacing[:2], radius, centre)[..., None], shape[2], axis=2)
 
 
 def distance(shape, spacing):
-    """From the axis in mm, (D, H, W)."""
+    """Return the distance of each voxel from the axis in mm, (D, H, W)."""
     d, h = (mm * (np.arange(n) - (n - 1) / 2) for n, mm in zip(shape[:2], spacing[:2], strict=True))
     return np.repeat(np.hypot(d[:, None], h)[..., None], shape[2], axis=2)
 
 
 def noise_free(activity, mu, spacing, scanner):
-    """An acquisition whose counts are their expectation."""
+    """Return an acquisition whose counts are their expected values."""
     scan = acquire(activity, mu, spacing, scanner, np.random.default_rng(0))
     trues = scan.attenuation * scan.projector.forward(blur(activity, spacing, scanner.psf_mm))
     return replace(scan, counts=scan.calibration * (trues + scan.scatter).astype(float))
@@ -85,8 +85,8 @@ def test_the_adjoint_is_exact(shape, spacing, angles, slices):
 
 
 @pytest.mark.parametrize("spacing", [(2.0, 2.0), (2.0, 3.7), (6.0, 1.5)])
-def test_every_view_holds_the_whole_of_every_pixel(spacing):
-    """In the corners as well: what a view sums, over the bins, is a pixel's area."""
+def test_every_view_contains_the_whole_area_of_every_pixel(spacing):
+    """A pixel contributes its area to the bins of each view, also in the corners."""
     projector = Projector((17, 30), spacing, angles=23)
     views = projector.adjoint(np.ones((23, projector.bins, 1))) / 23
     np.testing.assert_allclose(views * projector.bin_width, spacing[0] * spacing[1], rtol=1e-6)
@@ -97,8 +97,8 @@ def test_every_view_holds_the_whole_of_every_pixel(spacing):
 
 
 @pytest.mark.parametrize(("shape", "spacing"), [((64, 64), (2.0, 2.0)), ((40, 64), (3.1, 2.0))])
-def test_a_disc_casts_its_chords(shape, spacing):
-    """2·√(R² - s²), averaged over the bin, from every direction; off centre, so that s moves with the view."""
+def test_the_projection_of_a_disc_is_its_chord_length(shape, spacing):
+    """The chord is 2·√(R² - s²), averaged over the bin. The disc is off centre, so s changes with the view."""
     radius, centre = 45.0, (9.0, -6.0)
     projector = Projector(shape, spacing, angles=90)
     measured = projector.forward(disc(shape, spacing, radius, centre)[..., None])[..., 0]
@@ -108,12 +108,12 @@ def test_a_disc_casts_its_chords(shape, spacing):
     chords = 2 * np.sqrt(np.maximum(radius**2 - (s - offset[:, None]) ** 2, 0))
     expected = chords.reshape(90, projector.bins, fine).mean(-1)
     error = np.abs(measured - expected)
-    assert error[expected > radius].max() < 0.6 * max(spacing)  # the rim is as rough as the pixels
+    assert error[expected > radius].max() < 0.6 * max(spacing)  # at the rim, pixels limit the accuracy
     assert np.sqrt(np.mean(error**2)) < 0.01 * 2 * radius
 
 
-def test_a_gaussian_casts_gaussians():
-    """Smooth, so that pixels and bins matter little: √(2π)·σ·exp(-s²/2σ²) in every view within 0.5 % of its peak."""
+def test_the_projection_of_a_gaussian_is_a_gaussian():
+    """Every view is √(2π)·σ·exp(-s²/2σ²) within 0.5 % of its peak; the image is smooth, so pixels matter little."""
     sigma, centre, spacing = 14.0, (11.0, -8.0), (2.0, 2.5)
     projector = Projector((70, 60), spacing, angles=37)
     d, h = (mm * (np.arange(n) - (n - 1) / 2) for n, mm in zip((70, 60), spacing, strict=True))
@@ -126,7 +126,7 @@ def test_a_gaussian_casts_gaussians():
     assert np.abs(measured - expected).max() < 0.005 * peak
 
 
-def test_subsets_are_the_views_of_the_whole():
+def test_subsets_give_the_views_of_the_full_projector():
     whole = Projector((9, 7), (2.0, 2.5), angles=11)
     x = np.random.default_rng(0).random((9, 7, 2), np.float32)
     sinogram = whole.forward(x)
@@ -151,7 +151,7 @@ def test_the_first_view_looks_along_h_and_the_bins_run_with_d():
 # Counts
 
 
-def test_a_water_cylinder_attenuates_by_its_chords():
+def test_a_water_cylinder_attenuates_by_its_chord_length():
     shape, spacing, radius = (48, 48, 2), (4.0, 4.0, 4.0), 80.0
     water = cylinder(shape, spacing, radius)
     scan = acquire(water, WATER * water, spacing, SMALL, np.random.default_rng(0))
@@ -166,8 +166,8 @@ def test_a_water_cylinder_attenuates_by_its_chords():
 
 
 @pytest.mark.parametrize("spacing", [(4.0, 4.0, 5.0), (3.0, 4.5, 2.0)])
-def test_the_sensitivity_says_how_many_counts(spacing):
-    """Without attenuation the trues are sensitivity · SUV · mL, on any grid; scatter comes on top."""
+def test_the_sensitivity_determines_the_number_of_counts(spacing):
+    """Without attenuation there are sensitivity · SUV · mL true counts on any grid, plus scatter."""
     activity = 3 * cylinder((40, 40, 3), spacing, 50.0)
     scan = acquire(activity, np.zeros_like(activity), spacing, SMALL, np.random.default_rng(1))
     trues = SMALL.sensitivity * activity.sum(dtype=float) * np.prod(spacing) / 1000
@@ -177,7 +177,7 @@ def test_the_sensitivity_says_how_many_counts(spacing):
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.30, 0.35])
-def test_the_scatter_fraction_is_as_asked(fraction):
+def test_the_counts_have_the_requested_scatter_fraction(fraction):
     water = cylinder((40, 40, 4), (5.0, 5.0, 5.0), 80.0)
     scanner = replace(SMALL, scatter_fraction=fraction)
     scan = acquire(5 * water, WATER * water, (5.0, 5.0, 5.0), scanner, np.random.default_rng(2))
@@ -187,7 +187,7 @@ def test_the_scatter_fraction_is_as_asked(fraction):
 
 
 def test_counts_are_poisson():
-    """Over many bins of known mean: Σ (y - m)²/m is χ² distributed, of the number of bins."""
+    """For bins of known mean m, Σ (y - m)²/m has a χ² distribution with as many degrees of freedom as bins."""
     water = cylinder((32, 32, 4), (5.0, 5.0, 5.0), 60.0)
     expected = noise_free(water, WATER * water, (5.0, 5.0, 5.0), SMALL).counts
     counts = acquire(water, WATER * water, (5.0, 5.0, 5.0), SMALL, np.random.default_rng(3)).counts
@@ -221,7 +221,7 @@ def test_each_lower_dose_is_a_subset_of_the_higher():
 
 
 def test_noise_variance_is_linear_in_the_dose_factor():
-    """Over 24 repetitions, pooled over the voxels of a cylinder: var(D) = D · var(1) within 15 %."""
+    """Over 24 repetitions, pooled over the voxels of a cylinder, var(D) = D · var(1) within 15 %."""
     shape, spacing = (32, 32, 2), (5.0, 5.0, 5.0)
     water = cylinder(shape, spacing, 60.0)
     scanner = replace(SMALL, angles=40, subsets=4, iterations=2, filter_mm=6.0)
@@ -238,7 +238,7 @@ def test_noise_variance_is_linear_in_the_dose_factor():
 
 
 def test_the_noise_of_a_subject_does_not_depend_on_the_grid():
-    """Its standard deviation after the same filter, on voxels of 3 and of 5 mm, within 15 %."""
+    """After the same filter, the standard deviation on voxels of 3 mm and of 5 mm agrees within 15 %."""
     scanner = replace(HEAD, filter_mm=10.0, margin_mm=0.0, sensitivity=2e4)
     noise = []
     for n, mm in ((50, 3.0), (30, 5.0)):
@@ -255,7 +255,7 @@ def test_the_noise_of_a_subject_does_not_depend_on_the_grid():
 
 
 def test_osem_converges_to_the_activity():
-    """Noise-free counts of an object that the pixels can hold: the error falls to 3 %, what is left being edges."""
+    """For noise-free counts of an object that the pixels can represent, the error falls below 3 %, due to edges."""
     shape, spacing = (48, 48, 2), (4.0, 4.0, 4.0)
     water = cylinder(shape, spacing, 80.0)
     activity = water + 3 * cylinder(shape, spacing, 20.0, (30.0, 10.0))
@@ -267,7 +267,7 @@ def test_osem_converges_to_the_activity():
     assert errors[-1] < 0.03
 
 
-def test_a_modelled_blur_is_undone():
+def test_modelling_the_blur_raises_the_peak_of_a_small_object():
     shape, spacing = (48, 48, 8), (3.0, 3.0, 3.0)
     activity = cylinder(shape, spacing, 55.0) + 5 * cylinder(shape, spacing, 5.0)
     scanner = replace(SMALL, psf_mm=8.0, iterations=15)
@@ -282,14 +282,14 @@ def test_a_modelled_blur_is_undone():
 
 @pytest.fixture(scope="module")
 def bottle():
-    """A water cylinder of radius 90 mm and SUV 2 after many counts: the scan, the distance from the axis."""
+    """The scan of a water cylinder (radius 90 mm, SUV 2) with many counts, and the distance from its axis."""
     shape, spacing = (56, 56, 4), (4.0, 4.0, 4.0)
     water = cylinder(shape, spacing, 90.0)
     scanner = replace(HEAD, sensitivity=1e7)
     return simulate(2 * water, WATER * water, spacing, scanner, np.random.default_rng(4)), distance(shape, spacing)
 
 
-def test_a_corrected_cylinder_is_flat_and_true(bottle):
+def test_a_corrected_cylinder_is_uniform_and_has_the_true_suv(bottle):
     scan, r = bottle
     inside = r < 78
     assert scan.ac[inside].mean() == pytest.approx(2, rel=0.005)
@@ -298,8 +298,8 @@ def test_a_corrected_cylinder_is_flat_and_true(bottle):
     np.testing.assert_allclose(rings, 2, rtol=0.02)
 
 
-def test_an_uncorrected_cylinder_is_cupped(bottle):
-    """From the skin inwards it falls, ring by ring, to a small share in the middle."""
+def test_an_uncorrected_cylinder_is_darkest_in_the_middle(bottle):
+    """The values fall ring by ring from the edge to a small share in the middle."""
     scan, r = bottle
     rings = [scan.nac[(a <= r) & (r < a + 10)].mean() for a in range(0, 90, 10)]
     assert rings == sorted(rings)
@@ -307,15 +307,15 @@ def test_an_uncorrected_cylinder_is_cupped(bottle):
     assert 0.1 < rings[0] / 2 < 0.45
 
 
-def test_nothing_glows_outside(bottle):
-    """No rim and no corners of the field of view, in either image."""
+def test_images_are_dark_outside_the_cylinder(bottle):
+    """Neither image has a bright rim or bright corners of the field of view."""
     scan, r = bottle
     assert scan.ac[r > 105].mean() < 0.01 * scan.ac[r < 78].mean()
     assert scan.ac[r > 115].max() < 0.05 * scan.ac[r < 78].mean()
     assert scan.nac[r > 115].mean() < 0.25 * scan.nac[r < 78].mean()
 
 
-def test_twice_the_counts_are_the_same_suv():
+def test_the_suv_does_not_depend_on_the_number_of_counts():
     shape, spacing = (40, 40, 3), (5.0, 5.0, 5.0)
     water = cylinder(shape, spacing, 70.0)
     inside = distance(shape, spacing) < 50
@@ -330,8 +330,8 @@ def test_twice_the_counts_are_the_same_suv():
     assert nac[0][1] == pytest.approx(nac[0][0], rel=0.03)
 
 
-def test_a_point_is_as_wide_as_blur_and_filter():
-    """FWHM² = PSF² + filter², from the variance of the profile of a point scanned with countless counts."""
+def test_the_width_of_a_point_combines_psf_and_filter():
+    """FWHM² = PSF² + filter², from the profile of a point at half its maximum, with very many counts."""
     shape, spacing = (61, 61, 31), (1.0, 1.0, 1.0)
     activity = np.zeros(shape, np.float32)
     activity[30, 30, 15] = 1000
@@ -346,7 +346,7 @@ def test_a_point_is_as_wide_as_blur_and_filter():
         assert right - left == pytest.approx(np.hypot(4.5, 4.0), rel=0.08), axis
 
 
-def test_a_seed_gives_one_scan_and_images_are_made_once():
+def test_a_seed_determines_the_scan_and_images_are_computed_once():
     water = cylinder((24, 24, 3), (8.0, 8.0, 8.0), 70.0)
     a, b, c = (
         simulate(water, WATER * water, (8.0,) * 3, SMALL, np.random.default_rng(seed), (4, 10)) for seed in (7, 7, 8)
@@ -363,7 +363,7 @@ def test_a_seed_gives_one_scan_and_images_are_made_once():
 
 
 @pytest.mark.parametrize(("angles", "subsets"), [(7, 7), (11, 4), (13, 1)])
-def test_any_number_of_views_is_split(angles, subsets):
+def test_any_number_of_views_and_subsets_gives_the_true_suv(angles, subsets):
     water = cylinder((20, 24, 2), (8.0, 7.0, 8.0), 60.0)
     scanner = replace(SMALL, angles=angles, subsets=subsets, iterations=20 // subsets + 1, sensitivity=1e7)
     image = simulate(water, WATER * water, (8.0, 7.0, 8.0), scanner, np.random.default_rng(9)).ac
@@ -377,7 +377,7 @@ def test_an_empty_field_of_view_stays_empty():
     assert np.abs(scan.ac).max() == np.abs(scan.nac).max() == 0
 
 
-def test_lead_gives_finite_images():
+def test_a_block_of_lead_gives_finite_images():
     block = np.zeros((24, 24, 2), np.float32)
     block[2:22, 2:22] = 1
     scan = simulate(block, 1.8 * block, (20.0,) * 3, SMALL, np.random.default_rng(0))
@@ -389,7 +389,7 @@ def test_lead_gives_finite_images():
 
 
 def slab(n):
-    """A cube of 240 mm, air | liver | lung along D, two lesions in the liver; edges lie between voxels if n = 30·k."""
+    """Return a cube of 240 mm: air, liver and lung along D, two lesions in the liver; edges fit voxels for n = 30·k."""
     grid = Grid((n, n, n), (240 / n,) * 3)
     lesions = tuple(Lesion((0.0, h, 0.0), 24.0, "liver") for h in (-64.0, 64.0))
     fractions = {tissue: np.zeros((n, n, n), np.float32) for tissue in ("air", "lesion", "lung", "liver")}
@@ -410,7 +410,7 @@ def test_every_tissue_has_an_uptake_and_an_attenuation():
     assert 3 <= SUV["grey_matter"] / SUV["white_matter"] <= 4.5
 
 
-def test_a_subject_is_the_same_on_every_grid():
+def test_the_uptake_of_a_subject_is_the_same_on_every_grid():
     fine, coarse = (draw_uptake(slab(n), np.random.default_rng(0)) for n in (60, 30))
     for a, b in zip(fine, coarse, strict=True):
         assert a.dtype == np.float32
@@ -419,7 +419,7 @@ def test_a_subject_is_the_same_on_every_grid():
         np.testing.assert_allclose(averaged, b, rtol=0.02)
 
 
-def test_subjects_differ_and_repeat():
+def test_the_uptake_repeats_with_the_seed_and_differs_between_seeds():
     anatomy = slab(30)
     a, b, c = (draw_uptake(anatomy, np.random.default_rng(seed)) for seed in (0, 0, 1))
     assert np.array_equal(a, b)
@@ -430,7 +430,7 @@ def test_subjects_differ_and_repeat():
     assert not np.array_equal(a[0], c[0])
 
 
-def test_uptake_has_a_texture_and_lesions_their_own_uptake():
+def test_uptake_has_texture_and_each_lesion_has_its_own_uptake():
     anatomy = slab(60)
     activity, mu = draw_uptake(anatomy, np.random.default_rng(2))
     liver, lung, lesion = (anatomy.fraction(tissue) == 1 for tissue in ("liver", "lung", "lesion"))
@@ -443,7 +443,7 @@ def test_uptake_has_a_texture_and_lesions_their_own_uptake():
     assert abs(np.log(halves[0].mean() / halves[1].mean())) > 0.1
 
 
-# Phantoms: the figures beside the assertions are what the scans of several seeds gave, or what is real
+# Phantoms: the numbers in the docstrings come from scans with several seeds or from real data
 
 
 @pytest.fixture(scope="module")
@@ -461,8 +461,8 @@ def torso():
     return anatomy, simulate(activity, mu, spacing, TORSO, np.random.default_rng(1), (4, 10, 20, 50, 100))
 
 
-def test_in_a_head_what_is_lost_without_correction_grows_inwards(head):
-    """NAC / AC above the base of the skull: about .15 in the middle, .33 in the outer cortex and .9 in the skin."""
+def test_without_correction_the_loss_in_a_head_grows_inwards(head):
+    """NAC / AC is about 0.15 in the middle and, above it, 0.33 in the outer cortex and 0.9 in the skin."""
     anatomy, scan, _ = head
     brain = sum(anatomy.fraction(t) for t in ("csf", "grey_matter", "white_matter", "deep_grey")) > 0.5
     middle = np.array([index.mean() for index in np.nonzero(brain)])
@@ -477,22 +477,22 @@ def test_in_a_head_what_is_lost_without_correction_grows_inwards(head):
     assert centre < 0.6 * cortex < 0.36 * surface
 
 
-def test_a_skull_attenuates_as_skulls_do(head):
-    """Compact bone and marrow together: .13 to .15 per cm."""
+def test_the_attenuation_of_the_skull_is_realistic(head):
+    """Compact bone and marrow together have 0.13 to 0.15 per cm."""
     anatomy, _, mu = head
     bone = anatomy.fraction("cortical_bone") + anatomy.fraction("marrow") > 0.9
     assert 0.115 < mu[bone].mean() < 0.16
 
 
-def test_grey_matter_outshines_white_in_ac_at_every_dose(head):
+def test_grey_matter_is_brighter_than_white_in_ac_at_full_and_low_dose(head):
     anatomy, scan, _ = head
     grey, white = (anatomy.fraction(tissue) > 0.7 for tissue in ("grey_matter", "white_matter"))
     for image in (scan.ac, scan.low[20]):
         assert 1.2 < image[grey].mean() / image[white].mean() < 3.5
 
 
-def test_lungs_are_dark_with_and_bright_without_correction(torso):
-    """Lung / liver: .22 to .31 in AC, .8 to 1.1 in NAC, as lung attenuates little."""
+def test_lungs_are_dark_with_correction_and_bright_without(torso):
+    """Lung / liver is 0.22 to 0.31 in AC and 0.8 to 1.1 in NAC, because lungs attenuate little."""
     anatomy, scan = torso
     lung, liver = (anatomy.fraction(tissue) > 0.95 for tissue in ("lung", "liver"))
     assert 0.18 < scan.ac[lung].mean() / scan.ac[liver].mean() < 0.35
@@ -511,10 +511,10 @@ def test_low_dose_is_noisier_but_not_darker(torso):
 
 
 def test_noise_grows_with_the_dose_factor_as_in_real_scans(torso):
-    """Σ|v - G₂v| / #(G₂v > .1) of log1p(SUV), G₂ a Gaussian of 2 voxels, within a factor 1.5 of the real values.
+    """For v = log1p(SUV), Σ|v - G₂v| / #(G₂v > 0.1), G₂ a Gaussian of 2 voxels, is within a factor 1.5 of real values.
 
-    Those are means over 972 FDG scans of a total-body scanner with voxels of 1.67 mm. With much larger voxels
-    than these of 4.2 mm, G₂ blurs organs rather than noise, and high doses measure more.
+    The real values are means over 972 FDG scans of a total-body scanner with voxels of 1.67 mm. With voxels much larger
+    than those of this test, 4.2 mm, G₂ would blur organs rather than noise, and high doses would give larger values.
     """
     _, scan = torso
     real = {1: 0.043, 4: 0.053, 10: 0.067, 20: 0.084, 50: 0.124, 100: 0.180}
@@ -526,7 +526,7 @@ def test_noise_grows_with_the_dose_factor_as_in_real_scans(torso):
         assert expected / 1.5 < measured < 1.5 * expected, factor
 
 
-# What is refused
+# Refusals
 
 
 @pytest.mark.parametrize(
@@ -545,7 +545,7 @@ def test_noise_grows_with_the_dose_factor_as_in_real_scans(torso):
         ({"dose_factors": (np.nan,)}, "at least 1"),
     ],
 )
-def test_arrays_that_are_no_subject_are_refused_in_words(change, words):
+def test_invalid_arrays_and_options_are_refused_with_a_reason(change, words):
     body = np.ones((8, 8, 2))
     arguments = {"activity": body, "mu": WATER * body, "spacing": (4.0, 4.0, 4.0), "dose_factors": (20,)} | change
     with pytest.raises(PETError, match=words):
@@ -565,7 +565,7 @@ def test_arrays_that_are_no_subject_are_refused_in_words(change, words):
         ({"angles": 6}, "10 subsets of 6 angles"),
     ],
 )
-def test_a_scanner_that_cannot_be_is_refused_in_words(change, words):
+def test_invalid_scanner_options_are_refused_with_a_reason(change, words):
     with pytest.raises(PETError, match=words):
         replace(TORSO, **change)
 
@@ -581,12 +581,12 @@ def test_a_scanner_that_cannot_be_is_refused_in_words(change, words):
         lambda: Projector((8, 8), (1.0, 1.0), 4).adjoint(np.zeros((8, 8, 1))),
     ],
 )
-def test_a_projector_refuses_what_it_cannot_project(call):
+def test_a_projector_refuses_invalid_shapes_and_views(call):
     with pytest.raises(PETError, match="got"):
         call()
 
 
-def test_scanners_go_through_json():
+def test_scanners_are_equal_after_json():
     for scanner in SCANNERS.values():
         assert Scanner(**json.loads(json.dumps(asdict(scanner)))) == scanner
 

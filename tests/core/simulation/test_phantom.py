@@ -1,4 +1,4 @@
-"""Phantoms: fractions, volumes, what lies where, and that the grid changes nothing."""
+"""Phantoms: tissue fractions, volumes and positions are realistic and do not depend on the grid."""
 
 from itertools import pairwise
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 HEAD_2MM = Grid((84, 112, 98), (2.0, 2.0, 2.0))
 HEAD_1MM = Grid((168, 224, 196), (1.0, 1.0, 1.0))
 
-# Slices of another thickness, and no voxel where one of the others lies.
+# A grid with another slice thickness, whose voxel centres coincide with none of the other grids.
 ODD = Grid((51, 68, 75), (3.5, 3.5, 2.7))
 
 
@@ -47,7 +47,7 @@ def torsos(torso: Anatomy) -> list[Anatomy]:
 
 
 def _centre(anatomy: Anatomy, tissue: str) -> np.ndarray:
-    """Centre of gravity in mm (right, anterior, superior)."""
+    """Return the centre of gravity of a tissue in mm (right, anterior, superior)."""
     share = anatomy.fraction(tissue)
     return np.array(
         [np.average(anatomy.grid.centres(axis), weights=share.sum(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
@@ -57,7 +57,7 @@ def _centre(anatomy: Anatomy, tissue: str) -> np.ndarray:
 # Fractions
 
 
-def test_fractions_are_shares_of_every_voxel(heads: list[Anatomy], torsos: list[Anatomy]) -> None:
+def test_fractions_lie_between_0_and_1_and_add_up_to_1(heads: list[Anatomy], torsos: list[Anatomy]) -> None:
     for anatomy in heads + torsos:
         assert anatomy.fractions.dtype == np.float32
         assert anatomy.fractions.flags.c_contiguous
@@ -73,12 +73,12 @@ def test_every_subject_of_a_kind_has_the_same_tissues(heads: list[Anatomy], tors
     assert set(heads[0].tissues) | set(torsos[0].tissues) == set(TISSUES)
 
 
-def test_voxels_hold_partial_volumes(head: Anatomy) -> None:
+def test_many_voxels_contain_several_tissues(head: Anatomy) -> None:
     mixed = (head.fractions.max(axis=0) < 0.9) & head.body
     assert 0.2 < mixed.sum() / head.body.sum() < 0.8
 
 
-def test_labels_name_the_largest_share(torso: Anatomy) -> None:
+def test_labels_give_the_tissue_with_the_largest_fraction(torso: Anatomy) -> None:
     labels = torso.labels()
     assert labels.dtype == np.uint8
     inner = torso.fraction("liver") > 0.5
@@ -108,18 +108,18 @@ def test_coarse_voxels_are_means_of_fine_ones(head: Anatomy, fine_head: Anatomy)
 def test_volumes_do_not_depend_on_the_grid(heads: list[Anatomy], fine_head: Anatomy) -> None:
     for tissue in ("grey_matter", "deep_grey", "white_matter", "csf"):
         volumes = [head.volume_ml(tissue) for head in (*heads[:2], fine_head)]
-        # Only the cord, with the fluid around it, differs: the grids end at different heights of the neck.
+        # Only the spinal cord and its fluid differ, because the grids end at different heights of the neck.
         assert volumes == pytest.approx([volumes[0]] * 3, rel=0.02)
 
 
-def test_a_seed_is_one_subject_bit_for_bit(heads: list[Anatomy]) -> None:
+def test_the_same_seed_gives_the_same_subject_bit_for_bit(heads: list[Anatomy]) -> None:
     again = make_head(np.random.SeedSequence(8), ODD)
     np.testing.assert_array_equal(again.fractions, heads[2].fractions)
     np.testing.assert_array_equal(again.inside, heads[2].inside)
     assert again.lesions == heads[2].lesions
 
 
-def test_seeds_are_different_subjects(heads: list[Anatomy]) -> None:
+def test_different_seeds_give_different_subjects(heads: list[Anatomy]) -> None:
     _, first, second = heads
     d, h, w = (slice(n // 2 - 5, n // 2 + 5) for n in ODD.shape)
     difference = np.abs(first.fractions - second.fractions)[:, d, h, w]
@@ -134,7 +134,7 @@ def test_box_weights_are_exact_means_of_the_linear_interpolant(voxels: int, size
     weights = box_weights(faces, points, spacing).toarray()
     positions = (np.arange(points) - points // 2) * spacing
     values = np.random.default_rng(points).random(points).astype(np.float32)
-    # Beyond the last point the interpolant falls to 0 within one spacing.
+    # Beyond the end points the interpolant falls to 0 within one spacing.
     ends = np.array([positions[0] - spacing, positions[-1] + spacing])
     for voxel, (low, high) in enumerate(pairwise(faces)):
         kinks = np.concatenate([[ends[0]], positions, [ends[1]]])
@@ -147,7 +147,7 @@ def test_box_weights_are_exact_means_of_the_linear_interpolant(voxels: int, size
 # Anatomy: the head
 
 
-def test_brain_volumes_are_those_of_adults(heads: list[Anatomy]) -> None:
+def test_brain_volumes_are_in_the_range_of_adults(heads: list[Anatomy]) -> None:
     for head in heads:
         grey = head.volume_ml("grey_matter") + head.volume_ml("deep_grey")
         assert 450 < grey < 750
@@ -159,7 +159,7 @@ def test_cortex_lies_between_fluid_and_white_matter(head: Anatomy) -> None:
     outside = ndimage.distance_transform_edt(head.inside > 0.5, sampling=head.grid.spacing)
     depth = {name: np.average(outside, weights=head.fraction(name)) for name in ("skin", "grey_matter", "white_matter")}
     assert depth["skin"] < depth["grey_matter"] < depth["white_matter"]
-    # A cortex of 2.5 mm: hardly any grey matter is further than 5 mm from what is neither grey nor white matter.
+    # The cortex is 2.5 mm thick: nearly all grey matter lies within 5 mm of voxels that are not brain tissue.
     brain = head.fraction("grey_matter") + head.fraction("white_matter") + head.fraction("deep_grey")
     from_fluid = ndimage.distance_transform_edt(brain > 0.75, sampling=head.grid.spacing)
     cerebrum = head.grid.centres(2) > 10.0
@@ -181,7 +181,7 @@ def test_ventricles_are_within_the_brain(head: Anatomy) -> None:
     assert brain[rim].mean() > 0.98
 
 
-def test_the_skull_parts_the_brain_from_the_air(head: Anatomy) -> None:
+def test_the_skull_separates_the_brain_from_the_scalp(head: Anatomy) -> None:
     above = head.grid.centres(2) > 5.0
     bone = (head.fraction("cortical_bone") + head.fraction("marrow"))[..., above]
     regions, _ = ndimage.label(bone < 0.5)
@@ -192,14 +192,14 @@ def test_the_skull_parts_the_brain_from_the_air(head: Anatomy) -> None:
     assert not set(np.unique(regions[brain])) & set(np.unique(regions[scalp])) - {0}
 
 
-def test_sides_of_the_brain_are_alike_but_not_the_same(head: Anatomy) -> None:
+def test_the_halves_of_the_brain_are_similar_but_not_equal(head: Anatomy) -> None:
     white = head.fraction("white_matter")
     halves = white[: white.shape[0] // 2].sum(), white[white.shape[0] // 2 :].sum()
     assert halves[0] == pytest.approx(halves[1], rel=0.15)
     assert np.abs(white - white[::-1]).mean() > 0.05 * white.mean()
 
 
-def test_body_includes_the_air_within_it(head: Anatomy) -> None:
+def test_the_body_includes_the_air_inside_it(head: Anatomy) -> None:
     sinuses = head.body & (head.fraction("air") > 0.5)
     assert 5.0 < sinuses.sum() * head.grid.voxel_ml < 200.0
     tissue = 1.0 - head.fraction("air")
@@ -209,14 +209,14 @@ def test_body_includes_the_air_within_it(head: Anatomy) -> None:
 # Anatomy: the torso
 
 
-def test_right_is_where_the_liver_is(torsos: list[Anatomy]) -> None:
+def test_the_liver_lies_on_the_right_and_spleen_and_heart_on_the_left(torsos: list[Anatomy]) -> None:
     for torso in torsos:
         assert _centre(torso, "liver")[0] > 30.0
         assert _centre(torso, "spleen")[0] < -60.0
         assert _centre(torso, "myocardium")[0] < -10.0
 
 
-def test_organs_have_their_places_and_sizes(torso: Anatomy) -> None:
+def test_organs_have_realistic_positions_and_sizes(torso: Anatomy) -> None:
     assert _centre(torso, "lung")[2] > _centre(torso, "liver")[2] > _centre(torso, "kidney")[2]
     assert _centre(torso, "kidney")[1] < 0.0 < _centre(torso, "myocardium")[1]
     ranges = {"lung": (1500, 4500), "liver": (900, 2000), "spleen": (70, 300), "kidney": (180, 450)}
@@ -224,7 +224,7 @@ def test_organs_have_their_places_and_sizes(torso: Anatomy) -> None:
         assert low < torso.volume_ml(tissue) < high
 
 
-def test_lesions_are_where_they_are_said_to_be(torsos: list[Anatomy]) -> None:
+def test_lesions_lie_at_their_listed_centres(torsos: list[Anatomy]) -> None:
     for torso in torsos:
         assert 1 <= len(torso.lesions) <= 5
     torso = torsos[0]
@@ -250,7 +250,7 @@ def test_presets_cover_the_field_of_view(kind: str, preset: str) -> None:
     assert grid.faces(2)[0] == pytest.approx(-grid.faces(2)[-1])
 
 
-def test_grids_that_cannot_be_are_refused() -> None:
+def test_invalid_grids_are_refused() -> None:
     for shape in ((64, 64), (64, 0, 64), (64, 64, 6.5)):
         with pytest.raises(PhantomError, match="three whole numbers"):
             Grid(shape, (2.0, 2.0, 2.0))
@@ -265,7 +265,7 @@ def test_grids_that_cannot_be_are_refused() -> None:
         Grid.covering("head", 2)
 
 
-def test_tissues_that_are_missing_are_named(head: Anatomy) -> None:
+def test_missing_and_unknown_tissues_are_named_in_errors(head: Anatomy) -> None:
     with pytest.raises(PhantomError, match="A head has no 'liver'"):
         head.volume_ml("liver")
     values = dict.fromkeys(TISSUES, 1.0)

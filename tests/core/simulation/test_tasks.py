@@ -1,4 +1,4 @@
-"""The three tasks: recipes, subjects and splits."""
+"""Simulated tasks: recipes, subjects and splits."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ def _small(task, **options):
 
 @pytest.fixture(scope="module")
 def subjects():
-    """One subject of each task; tasks with a head share the subject, whose anatomy is made once."""
+    """One subject of each task; tasks on the same grid share the anatomy, which is made only once."""
     made = {}
 
     def once(name, make):
@@ -46,12 +46,12 @@ def subjects():
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Heads that depend on the seed as phantoms do (`test_phantom` shows that those do), in milliseconds."""
+    """Replace heads with noise, which depends on the seed like phantoms (see `test_phantom`) but takes milliseconds."""
     monkeypatch.setitem(ANATOMIES, "head", noise)
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_subject_has_what_its_recipe_promises(subjects, name):
+def test_a_subject_has_the_images_mask_and_labels_of_its_recipe(subjects, name):
     subject, recipe = subjects[name], _small(name)
     assert subject.name == "train-000"
     for *sources, target in recipe.pairs:
@@ -68,7 +68,7 @@ def test_subject_has_what_its_recipe_promises(subjects, name):
     assert set(subject.volumes()) == {*subject.images, "mask", "labels"}
 
 
-def test_names_of_pairs():
+def test_recipes_list_the_names_of_their_pairs():
     assert _small("mri-t1t2").pairs == (("T1w", "T2w"),)
     assert _small("mri-flair").pairs == (("T1w", "T2w", "FLAIR"),)
     assert _small("pet-denoise", doses=(4, 100)).pairs == (("AC-dose4", "AC"), ("AC-dose100", "AC"))
@@ -76,7 +76,7 @@ def test_names_of_pairs():
 
 
 def test_pet_is_in_suv_and_the_joint_source_is_not_corrected(subjects):
-    """Where the body is thick, most photons are lost: an image without correction is far below one with it."""
+    """A thick body absorbs most photons, so values without correction are far below those with correction."""
     denoise, joint = subjects["pet-denoise"], subjects["pet-joint"]
     inside = denoise.mask > 0
     assert denoise.images["AC-dose20"][inside].mean() == pytest.approx(denoise.images["AC"][inside].mean(), rel=0.05)
@@ -85,7 +85,7 @@ def test_pet_is_in_suv_and_the_joint_source_is_not_corrected(subjects):
     assert 0.3 < joint.images["AC"][inside].mean() < 5
 
 
-def test_doses_share_the_subject_and_its_counts(quick):
+def test_doses_share_the_subject_and_lower_doses_have_larger_errors(quick):
     one = make_subject(_small("pet-denoise", doses=(20,)), "val", 0)
     two = make_subject(_small("pet-denoise", doses=(4, 20)), "val", 0)
     np.testing.assert_array_equal(one.images["AC"], two.images["AC"])
@@ -94,7 +94,7 @@ def test_doses_share_the_subject_and_its_counts(quick):
     assert error[20] > 1.5 * error[4]
 
 
-def test_no_anatomy_is_in_two_splits(quick):
+def test_subjects_of_all_splits_have_different_anatomies(quick):
     recipe = _small("mri-t1t2")
     digests = [
         hashlib.sha256(make_subject(recipe, split, index).labels.tobytes()).hexdigest()
@@ -103,26 +103,26 @@ def test_no_anatomy_is_in_two_splits(quick):
     assert len(set(digests)) == len(digests)
 
 
-def test_the_anatomy_of_a_subject_is_that_of_every_task_and_its_images_repeat(quick):
+def test_a_subject_has_the_same_anatomy_in_every_task_and_its_images_repeat(quick):
     mri, pet, again = (make_subject(_small(name), "train", 0) for name in ("mri-t1t2", "pet-denoise", "pet-denoise"))
     np.testing.assert_array_equal(mri.labels, pet.labels)
     for name, array in again.images.items():
         np.testing.assert_array_equal(pet.images[name], array)
 
 
-def test_seeds_make_other_subjects(quick):
+def test_another_seed_gives_other_subjects(quick):
     one, other = (make_subject(_small("mri-t1t2", seed=seed), "train", 0) for seed in (0, 1))
     assert not np.array_equal(one.labels, other.labels)
 
 
-def test_a_task_can_be_done_on_the_other_anatomy():
+def test_a_task_can_use_the_other_anatomy():
     recipe = find_task("mri-t1t2").recipe(SMALL["torso"], anatomy="torso")
     subject = make_subject(recipe, "test", 0)
     assert TISSUES.index("liver") in subject.labels
 
 
 @pytest.mark.parametrize("subjects", range(1, 60))
-def test_split_sizes_add_up_and_only_grow(subjects):
+def test_split_sizes_add_up_and_never_shrink_with_more_subjects(subjects):
     sizes, larger = split_sizes(subjects), split_sizes(subjects + 1)
     assert sum(sizes.values()) == subjects
     assert sizes["train"] >= 1
@@ -130,12 +130,12 @@ def test_split_sizes_add_up_and_only_grow(subjects):
     assert subjects < 3 or all(larger[split] >= sizes[split] for split in SPLITS)
 
 
-def test_splits_of_four_and_of_forty():
+def test_split_sizes_of_4_and_40_subjects():
     assert split_sizes(4) == {"train": 2, "val": 1, "test": 1}
     assert split_sizes(40) == {"train": 28, "val": 6, "test": 6}
 
 
-def test_recipe_is_json():
+def test_a_recipe_can_be_described_as_json():
     description = json.loads(json.dumps(_small("pet-joint").describe()))
     assert description["task"] == "pet-joint"
     assert description["protocol"]["psf_mm"] == 5.5
@@ -156,12 +156,12 @@ def test_recipe_is_json():
         ("pet-joint", {"protocol": MRIProtocol()}, "scanned by a Scanner"),
     ],
 )
-def test_recipes_refuse(task, options, words):
+def test_invalid_recipe_options_are_refused(task, options, words):
     with pytest.raises(TaskError, match=words):
         find_task(task).recipe(**options)
 
 
-def test_unknown_names_are_refused():
+def test_unknown_names_and_zero_subjects_are_refused():
     with pytest.raises(TaskError, match="'ct' is none of pet-denoise, pet-joint, mri-t1t2"):
         find_task("ct")
     with pytest.raises(TaskError, match="one of train, val, test"):

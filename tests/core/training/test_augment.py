@@ -1,3 +1,5 @@
+"""Random flips of training pairs."""
+
 from itertools import combinations
 
 import pytest
@@ -10,7 +12,7 @@ from ppdm.training.augment import Flip
 AXES = [axes for size in range(4) for axes in combinations((1, 2, 3), size)]
 
 
-def test_a_flip_turns_source_and_target_alike():
+def test_source_and_target_are_flipped_alike():
     source = torch.arange(2 * 3 * 4 * 5 * 6.0).reshape(2, 3, 4, 5, 6)
     seen = set()
     for seed in range(40):
@@ -20,7 +22,7 @@ def test_a_flip_turns_source_and_target_alike():
             turns = [axes for axes in AXES if torch.equal(got[n], source[n].flip([a - 4 for a in axes]))]
             assert len(turns) == 1
             seen.add((n, turns[0]))
-    assert len(seen) == 16  # every subject is turned in every way
+    assert len(seen) == 16  # both subjects are flipped in all 8 ways
 
 
 @pytest.mark.parametrize(("axes", "dim"), [("d", 2), ("h", 3), ("w", 4)])
@@ -33,7 +35,7 @@ def test_only_the_chosen_axis_is_flipped_half_of_the_time(axes, dim):
 
 
 @pytest.mark.slow
-def test_augmentation_is_of_the_step_and_changes_the_weights():
+def test_augmentation_is_reproducible_and_changes_the_weights():
     pairs = [pair(i) for i in range(2)]
     networks = [fit(TINY, pairs, steps=4, augment=flip) for flip in (Flip(), Flip(), Flip("h"), None)]
     assert same(networks[0], networks[1])
@@ -41,6 +43,6 @@ def test_augmentation_is_of_the_step_and_changes_the_weights():
 
 
 @pytest.mark.parametrize("axes", ["", "x", "dd", "dhwd", None, ("d",)])
-def test_refuses_flips_that_are_none(axes):
+def test_invalid_axes_of_a_flip_are_refused(axes):
     with pytest.raises(ValueError, match="axes d, h and w, each at most once"):
         Flip(axes)

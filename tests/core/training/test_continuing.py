@@ -1,4 +1,4 @@
-"""Training that builds on another: the best weights so far, a warm start, and more steps for a finished run."""
+"""The best weights so far, a warm start from a checkpoint, and more steps for a finished run."""
 
 import json
 import math
@@ -27,7 +27,7 @@ HELD = [pair(7)]
 
 
 class Died(Exception):
-    """What a progress raises to end a training as a crash would."""
+    """Raised by a progress callback to end training like a crash."""
 
 
 def rows(log):
@@ -43,7 +43,7 @@ def saved(folder, network, method=TINY):
 
 @pytest.fixture
 def losses(monkeypatch):
-    """Validation losses that are given in their order."""
+    """Return a list; training takes its validation losses from it, in order."""
     values = []
     monkeypatch.setattr("ppdm.training.session.validation_loss", lambda *_: values.pop(0))
     return values
@@ -67,7 +67,7 @@ def test_a_validation_loss_that_is_not_finite_stops_the_training(losses, tmp_pat
     assert [row["step"] for row in rows(tmp_path / "log.jsonl")] == [1]
 
 
-def test_a_resumed_run_keeps_to_the_best_that_it_had(losses, tmp_path):
+def test_a_resumed_run_remembers_its_best_validation_loss(losses, tmp_path):
     losses[:] = [3.0, 1.0, 2.0, 2.0, 0.5]
     best = []
     options = {"steps": 5, "validation": HELD, "validate_every": 1, "on_best": lambda r, _: best.append(r.step)}
@@ -78,13 +78,13 @@ def test_a_resumed_run_keeps_to_the_best_that_it_had(losses, tmp_path):
 
     with pytest.raises(Died):
         fit(TINY, PAIRS, run=Run(tmp_path / "run", save_steps=1), progress=die, **options)
-    losses[:0] = [2.0]  # step 3 is done again
+    losses[:0] = [2.0]  # step 3 is repeated
     fit(TINY, PAIRS, run=Run(tmp_path / "run", resume=True), **options)
     assert best == [1, 2, 5]
     assert best_validation(tmp_path / "run" / "log.jsonl") == (5, 0.5)
 
 
-def test_only_the_last_stage_has_a_best(losses):
+def test_only_the_last_stage_has_best_weights(losses):
     losses[:] = [1.0, 1.0, 5.0, 4.0]
     best = []
     fit(
@@ -98,7 +98,7 @@ def test_only_the_last_stage_has_a_best(losses):
     assert best == [(3, "diffusion"), (4, "diffusion")]
 
 
-def test_a_log_without_validation_has_no_best(tmp_path):
+def test_a_log_without_validation_has_no_best_step(tmp_path):
     fit(TINY, PAIRS, steps=1, log=tmp_path / "log.jsonl")
     assert best_validation(tmp_path / "log.jsonl") is None
 
@@ -126,7 +126,7 @@ def test_a_warm_start_refuses_another_network(tmp_path):
         fit(TINY, PAIRS, steps=1, init_from=tmp_path / "absent")
 
 
-def test_a_run_resumes_with_the_warm_start_that_it_began_with(tmp_path):
+def test_a_run_resumes_only_with_the_warm_start_that_it_began_with(tmp_path):
     paths = [saved(tmp_path / str(seed), fit(TINY, PAIRS, steps=1, seed=seed)) for seed in (1, 2)]
     whole = fit(TINY, PAIRS, steps=4, init_from=paths[0])
 
@@ -166,7 +166,7 @@ def test_a_finished_run_continues_to_more_steps(finished):
     assert (before[step], after[step]) == (4, 8)
 
 
-def test_more_steps_that_are_interrupted_end_alike(finished, tmp_path):
+def test_interrupted_additional_steps_resume_to_the_same_result(finished, tmp_path):
     shutil.copytree(finished, tmp_path / "copy")
     with pytest.warns(UserWarning, match="continues to 8"):
         whole = fit(TINY, PAIRS, steps=8, run=Run(tmp_path / "copy", resume=True))
@@ -179,7 +179,7 @@ def test_more_steps_that_are_interrupted_end_alike(finished, tmp_path):
         fit(TINY, PAIRS, steps=8, run=Run(finished, resume=True, **how), progress=die)
 
     with pytest.warns(UserWarning, match="continues to 8"), pytest.raises(Died):
-        more(5)  # only the options are kept
+        more(5)  # only the options were saved
     with warnings.catch_warnings(action="error"), pytest.raises(Died):
         more(7, save_steps=1)
     assert read_state(finished / "state-000006.safetensors").report.step == 6
@@ -187,14 +187,14 @@ def test_more_steps_that_are_interrupted_end_alike(finished, tmp_path):
 
 
 @pytest.mark.parametrize("changes", [{"steps": 3}, {"steps": 8, "seed": 1}, {"steps": None, "minutes": 1.0}])
-def test_a_finished_run_takes_no_other_change(finished, changes):
+def test_a_finished_run_refuses_other_changes(finished, changes):
     before = {path.name: path.read_bytes() for path in finished.iterdir()}
     with pytest.raises(RunError, match=r"was started with other options.* give another folder\.$"):
         fit(TINY, PAIRS, **({"steps": 4} | changes), run=Run(finished, resume=True))
     assert {path.name: path.read_bytes() for path in finished.iterdir()} == before
 
 
-def test_without_its_last_checkpoint_a_finished_run_takes_no_more_steps(finished):
+def test_a_finished_run_without_its_last_checkpoint_refuses_more_steps(finished):
     run = Run(finished, resume=True)
     with run:
         run.clear()

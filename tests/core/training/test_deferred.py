@@ -1,4 +1,4 @@
-"""A training whose numbers lie on an accelerator: the host asks for steps, and looks at them when it must."""
+"""Deferred metrics: losses stay on the accelerator, and the host reads them only when it must."""
 
 import json
 import math
@@ -30,7 +30,7 @@ PAIRS = [pair(i) for i in range(3)]
 
 @pytest.fixture
 def unhurried(monkeypatch):
-    """Numbers may lie where they are for five seconds of a clock that is a second further after each step."""
+    """Set the reading interval to 5 s, and replace the clock with one that advances by 1 s per step."""
     now = count()
     monkeypatch.setattr("ppdm.training.session.time", SimpleNamespace(perf_counter=lambda: next(now)))
     monkeypatch.setattr("ppdm.training.session.reading_interval", lambda device: 5.0)
@@ -38,7 +38,7 @@ def unhurried(monkeypatch):
 
 @pytest.fixture
 def readings(monkeypatch):
-    """The steps that were looked at together, each time."""
+    """Return a list that collects the steps of each reading."""
     seen, real = [], PendingReports.read
 
     def read(self, seconds):
@@ -64,7 +64,7 @@ def test_no_step_of_any_method_makes_the_host_wait(name):
     pairs = torch.rand(2, 2, 1, *(max(size, 8) for size in method.multiple))
     for stage in range(len(method.stages)):
         training = Training.start(method, stage=stage)
-        for k in range(2):  # the optimiser makes its state in the first
+        for k in range(2):  # the first step creates the optimiser state
             with Waits() as waits:
                 generator = step_generator(0, k)
                 training.step(*Flip("dh")(*pairs, generator), 1e-3, generator)
@@ -86,21 +86,21 @@ def test_no_step_of_any_method_makes_the_host_wait(name):
         lambda x: torch.tensor([1.0]) + x,
     ],
 )
-def test_what_makes_the_host_wait_is_found(look):
+def test_waits_records_operations_that_make_the_host_wait(look):
     with Waits() as waits:
         look(torch.ones(2))
     assert waits.found
 
 
-# --- a training
+# --- a training run
 
 
-def test_the_cpu_is_read_at_every_step_and_an_accelerator_less_often():
+def test_losses_are_read_at_every_step_on_the_cpu_and_less_often_on_accelerators():
     assert reading_interval("cpu") == reading_interval(torch.device("cpu")) == 0
     assert [reading_interval(device) for device in ("cuda", "cuda:1", torch.device("mps"))] == [READING_INTERVAL] * 3
 
 
-def test_steps_are_read_together_in_one_copy():
+def test_pending_steps_are_read_together_in_one_copy():
     pending = PendingReports(2.0)
     assert (len(pending), pending.is_due(0.0), pending.read(0.0)) == (0, False, [])
     due = []
@@ -117,7 +117,7 @@ def test_steps_are_read_together_in_one_copy():
     assert len(pending) == 0
 
 
-def test_on_the_cpu_every_step_is_told_before_the_next_begins(monkeypatch, readings):
+def test_on_the_cpu_every_step_is_reported_before_the_next_begins(monkeypatch, readings):
     order, real = [], Training.update
     monkeypatch.setattr(Training, "update", lambda self, rate: order.append("update") or real(self, rate))
     fit(TINY, PAIRS, steps=3, progress=lambda report: order.append(report.step))
@@ -125,7 +125,7 @@ def test_on_the_cpu_every_step_is_told_before_the_next_begins(monkeypatch, readi
     assert readings == [[1], [2], [3]]
 
 
-def test_an_accelerator_is_waited_for_at_most_so_often(unhurried, readings, tmp_path):
+def test_losses_are_read_once_per_interval_and_at_the_end(unhurried, readings, tmp_path):
     shown = []
     network = fit(TINY, PAIRS, steps=12, progress=lambda r: shown.append(r.step), log=tmp_path / "log.jsonl")
     assert readings == [[1], [2, 3, 4, 5, 6], [7, 8, 9, 10, 11], [12]]
@@ -133,7 +133,7 @@ def test_an_accelerator_is_waited_for_at_most_so_often(unhurried, readings, tmp_
     assert same(network, fit(TINY, PAIRS, steps=12))
 
 
-def test_what_is_told_is_what_is_told_at_once(unhurried, monkeypatch, tmp_path):
+def test_deferred_reports_equal_immediate_reports(unhurried, monkeypatch, tmp_path):
     told = {}
     for name, seconds in (("late", 1e9), ("at once", 0.0)):
         monkeypatch.setattr("ppdm.training.session.reading_interval", lambda device, seconds=seconds: seconds)
@@ -149,7 +149,7 @@ def test_what_is_told_is_what_is_told_at_once(unhurried, monkeypatch, tmp_path):
 
 
 class Looks(TorchFunctionMode):
-    """How often a number of float32, as losses are, is looked at; clocks and flags lie on the host anyway."""
+    """Count how often the host reads a float32 scalar, such as a loss; clocks and flags are on the host anyway."""
 
     def __init__(self):
         super().__init__()
@@ -162,11 +162,11 @@ class Looks(TorchFunctionMode):
 
 
 @pytest.mark.slow
-def test_nothing_else_in_the_loop_looks_at_what_lies_on_the_device(unhurried):
+def test_the_loop_reads_losses_only_for_reports_and_the_final_comparison(unhurried):
     with Looks() as looks:
         fit(TINY, PAIRS, steps=30, batch_size=2, accumulate=2, augment=Flip("dhw"))
-    compared = 3 * DRAWS * min(len(PAIRS), 4)  # after the last step, with two predictions that need no training
-    assert looks.count == 7 + compared  # of steps 1, 6, 11, ... and the last
+    compared = 3 * DRAWS * min(len(PAIRS), 4)  # of the network and of two predictions that need no training
+    assert looks.count == 7 + compared  # readings after steps 1, 6, 11, ... and the last
 
 
 @pytest.mark.parametrize(
@@ -177,13 +177,13 @@ def test_nothing_else_in_the_loop_looks_at_what_lies_on_the_device(unhurried):
         ({"minutes": 4 / 60}, [[1], [2, 3, 4]]),
     ],
 )
-def test_a_validation_and_the_end_are_waited_for(unhurried, readings, options, wanted):
+def test_pending_losses_are_read_before_a_validation_and_at_the_end(unhurried, readings, options, wanted):
     validation = PAIRS[:1] if "validate_every" in options else ()
     fit(TINY, PAIRS, validation=validation, **options)
     assert readings == wanted
 
 
-def test_a_checkpoint_is_waited_for_and_holds_its_step(unhurried, readings, tmp_path):
+def test_pending_losses_are_read_before_a_checkpoint_which_contains_its_step(unhurried, readings, tmp_path):
     fit(TINY, PAIRS, steps=5, run=Run(tmp_path / "run", save_steps=3, save_minutes=None))
     assert readings == [[1], [2, 3], [4, 5]]
     report = read_state(tmp_path / "run" / "state-000003.safetensors").report
@@ -191,13 +191,13 @@ def test_a_checkpoint_is_waited_for_and_holds_its_step(unhurried, readings, tmp_
     assert (report.loss, report.gradient_norm) == (row["loss"], row["gradient_norm"])
 
 
-def test_a_change_of_stage_is_waited_for(unhurried, readings):
+def test_pending_losses_are_read_before_a_change_of_stage(unhurried, readings):
     fit(LATENT, PAIRS, steps=6)
     first = math.ceil(6 * LATENT.representation.share)
     assert readings == [[1], list(range(2, first + 1)), list(range(first + 1, 7))]
 
 
-def test_a_stop_is_waited_for_and_kept(unhurried, readings, tmp_path):
+def test_a_stop_reads_pending_losses_and_saves_a_checkpoint(unhurried, readings, tmp_path):
     asked = iter([False, False, False, True])
     with pytest.raises(Interrupted, match=r"after step 4 as requested; the last good checkpoint is .*state-000004"):
         train(TINY, PAIRS, Schedule(steps=9), run=Run(tmp_path / "run"), stop=lambda: next(asked))
@@ -208,18 +208,18 @@ def test_a_stop_is_waited_for_and_kept(unhurried, readings, tmp_path):
     assert steps(tmp_path / "run" / "log.jsonl") == list(range(1, 10))
 
 
-# --- what fails while nobody looks
+# --- errors before a reading
 
 
 def poisoned(monkeypatch, step):
-    """Losses are not finite from one step on."""
+    """Make losses NaN from this step on."""
     real = Training.add_gradient
     monkeypatch.setattr(
         Training, "add_gradient", lambda self, *a: real(self, *a) * (torch.nan if self.done >= step - 1 else 1)
     )
 
 
-def test_the_first_step_that_was_not_finite_is_named_and_nothing_is_written_after_it(unhurried, monkeypatch, tmp_path):
+def test_the_first_step_with_a_nan_loss_is_named_and_nothing_after_it_is_written(unhurried, monkeypatch, tmp_path):
     poisoned(monkeypatch, 4)
     monkeypatch.setattr(
         "ppdm.training.session.validation_loss", lambda *_: pytest.fail("what was not finite was validated")
@@ -237,7 +237,7 @@ def test_the_first_step_that_was_not_finite_is_named_and_nothing_is_written_afte
 
 
 @pytest.mark.parametrize("poison", [None, 3])
-def test_steps_before_one_that_fails_are_told_all_the_same(unhurried, monkeypatch, tmp_path, poison):
+def test_steps_before_an_error_are_still_reported(unhurried, monkeypatch, tmp_path, poison):
     if poison:
         poisoned(monkeypatch, poison)
     real = Training.update
@@ -250,7 +250,7 @@ def test_steps_before_one_that_fails_are_told_all_the_same(unhurried, monkeypatc
     monkeypatch.setattr(Training, "update", failing)
     with pytest.raises((OSError, TrainingError)) as caught:
         fit(TINY, PAIRS, steps=9, log=tmp_path / "log.jsonl")
-    if poison:  # what came first is what is told
+    if poison:  # the earlier error is reported
         assert "stopped at step 3: the loss is nan" in str(caught.value)
         assert steps(tmp_path / "log.jsonl") == [1, 2]
     else:
@@ -259,7 +259,7 @@ def test_steps_before_one_that_fails_are_told_all_the_same(unhurried, monkeypatc
 
 
 @pytest.mark.parametrize("error", [RankLostError("another rank has ended"), RuntimeError("device-side assert")])
-def test_a_device_that_may_never_answer_is_not_waited_for(unhurried, monkeypatch, tmp_path, error):
+def test_the_error_of_a_lost_rank_or_a_failed_device_is_raised(unhurried, monkeypatch, tmp_path, error):
     real = Training.update
 
     def failing(self, rate):

@@ -1,4 +1,4 @@
-"""Several processes that train one network: two real ones, which talk through gloo, against one that is alone."""
+"""Distributed training: two real processes, which communicate through gloo, compared with a single process."""
 
 import json
 import os
@@ -44,11 +44,11 @@ def steps(folder, run):
     return [json.loads(line)["step"] for line in (folder / f"run-{run}" / "log.jsonl").read_text().splitlines()]
 
 
-# --- what is learned does not depend on the number of ranks
+# --- the result does not depend on the number of ranks
 
 
 @pytest.mark.parametrize("name", ["puzzle", "patches", "slices", "latent", "adversarial"])
-def test_two_with_half_the_batch_are_one_with_the_whole(folder, came, name):
+def test_two_ranks_with_half_the_batch_match_one_process_with_the_whole_batch(folder, came, name):
     methods = {"puzzle": "ppdm", "patches": "patches", "slices": "slice25d", "latent": "latent", "adversarial": "gan3d"}
     method = methods[name]
     assert came[name]["codes"] == [0, 0], came[name]["err"]
@@ -60,14 +60,14 @@ def test_two_with_half_the_batch_are_one_with_the_whole(folder, came, name):
         for got, wanted in zip(each["gradients"], alone["gradients"], strict=True):
             torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-6 * float(wanted.abs().max() + 1))
         for got, wanted in zip(each["weights"], alone["weights"], strict=True):
-            # AdamW divides a gradient by its size: where it is nearly none, rounding moves a weight by part of a step.
+            # AdamW divides a gradient by its size: if it is almost 0, rounding changes a weight by part of a step.
             torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
     for key in alone:
         assert all(torch.equal(a, b) for a, b in zip(*(each[key] for each in two), strict=True))
 
 
 @pytest.mark.parametrize("name", ["puzzle", "patches", "slices", "latent", "adversarial"])
-def test_losses_are_those_of_the_whole_batch_and_the_first_tells_them(came, name):
+def test_losses_are_those_of_the_whole_batch_and_only_the_first_rank_reports_them(came, name):
     told, untold = came[name]["results"]
     assert untold == []
     assert came[name]["log"] == len(told) == 4
@@ -76,7 +76,7 @@ def test_losses_are_those_of_the_whole_batch_and_the_first_tells_them(came, name
     assert [validated is not None for *_, validated in told] == [False, True, False, True]
 
 
-def test_all_end_by_one_clock(came):
+def test_all_ranks_end_by_the_same_clock(came):
     assert came["clock"]["codes"] == [0, 0], came["clock"]["err"]
     done, none = came["clock"]["results"]
     assert done == list(range(1, len(done) + 1))
@@ -84,10 +84,10 @@ def test_all_end_by_one_clock(came):
     assert none == []
 
 
-# --- draws and shares, of ranks that do not talk
+# --- samples and shares, without communication
 
 
-def test_shares_put_together_are_the_batch():
+def test_the_shares_of_all_ranks_make_up_the_batch():
     shares = [Ranks(rank, 3).share([5, 2, 7, 1, 0, 4]) for rank in range(3)]
     assert shares == [[5, 2], [7, 1], [0, 4]]
     assert SINGLE_RANK.share([5, 2]) == [5, 2]
@@ -104,7 +104,7 @@ def test_shares_put_together_are_the_batch():
         lambda n, **how: torch.randint(3, 7, (n,), **how),
     ],
 )
-def test_draws_put_together_are_those_of_the_whole(draw):
+def test_the_samples_of_all_ranks_make_up_those_of_the_whole_batch(draw):
     whole = torch.Generator().manual_seed(1)
     wanted = [draw(6, generator=whole) for _ in range(2)]
     parts = []
@@ -116,7 +116,7 @@ def test_draws_put_together_are_those_of_the_whole(draw):
         assert torch.equal(torch.cat([part[k] for part in parts]), wanted[k])
 
 
-def test_other_generators_are_left_alone_and_other_draws_refused():
+def test_other_generators_are_unaffected_and_unsupported_sampling_is_refused():
     generator, other = torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)
     wanted = torch.rand(2, generator=torch.Generator().manual_seed(2))
     with Ranks(1, 2).sharing_samples(generator):
@@ -125,7 +125,7 @@ def test_other_generators_are_left_alone_and_other_draws_refused():
             torch.randperm(3, generator=generator)
 
 
-def test_each_process_needs_a_gpu(monkeypatch):
+def test_each_process_needs_its_own_gpu(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -135,10 +135,10 @@ def test_each_process_needs_a_gpu(monkeypatch):
         own_gpu()
 
 
-# --- one folder, one voice
+# --- files, output and errors
 
 
-def test_the_first_alone_writes_and_speaks(folder, came):
+def test_only_the_first_rank_writes_files_and_output(folder, came):
     plain = came["plain"]
     assert (plain["codes"], plain["err"], plain["out"][1]) == ([0, 0], ["", ""], "")
     assert plain["out"][0].startswith("6 steps in ")
@@ -150,7 +150,7 @@ def test_the_first_alone_writes_and_speaks(folder, came):
 
 
 @pytest.mark.parametrize("name", ["lost", "failed", "stopped", "full"])
-def test_a_training_that_was_cut_goes_on_as_if_it_had_not(folder, came, name):
+def test_an_interrupted_distributed_run_resumes_to_the_same_weights(folder, came, name):
     on = came[f"{name} on"]
     assert (on["codes"], on["err"]) == ([0, 0], ["", ""])
     assert steps(folder, name) == [1, 2, 3, 4, 5, 6]
@@ -170,7 +170,7 @@ def test_a_training_that_was_cut_goes_on_as_if_it_had_not(folder, came, name):
         ("usage", [2, 0], "give one budget: --steps or --minutes"),
     ],
 )
-def test_an_end_on_one_rank_is_that_of_all_and_told_once(came, name, codes, sentence):
+def test_an_error_on_one_rank_ends_all_ranks_and_is_reported_once(came, name, codes, sentence):
     assert came[name]["codes"] == codes, came[name]["err"]
     first, second = came[name]["err"]
     assert first.count(sentence) == 1
@@ -178,9 +178,9 @@ def test_an_end_on_one_rank_is_that_of_all_and_told_once(came, name, codes, sent
     assert (second, came[name]["out"]) == ("", ["", ""])
 
 
-def test_methods_are_trained_by_all_and_scored_by_the_first(folder, came):
+def test_all_ranks_train_a_method_and_only_the_first_scores_it(folder, came):
     scored = came["quality"]
-    assert scored["codes"] == [1, 0], scored["err"]  # one diverged, on both, and lost no other
+    assert scored["codes"] == [1, 0], scored["err"]  # one method diverged on both ranks; the other was still scored
     assert (scored["out"][1], scored["err"][1]) == ("", "")
     assert scored["err"][0].count("Training stopped at step") == 1
     records = RecordFile(folder / "quality" / "mri-t1t2" / "records.jsonl").read()
@@ -189,7 +189,7 @@ def test_methods_are_trained_by_all_and_scored_by_the_first(folder, came):
     assert (peak.value, peak.unit, peak.stat, peak.samples) == (101, "B", "max", (100, 101))
 
 
-def test_under_torchrun_itself(folder, came):
+def test_torchrun_gives_the_same_weights(folder, came):
     words = ["train", "--method", "tiny_training:TINY", "--steps", "6", "--batch-size", "2", "--device", "cpu"]
     run = ["--manifest", folder / "pairs.csv", "--out", folder / "run-torchrun"]
     done = python("-m", "torch.distributed.run", "--nproc-per-node", 2, "-m", "ppdm_bench", *words, *run)

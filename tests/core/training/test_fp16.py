@@ -22,7 +22,7 @@ HALF = TINY.with_network(precision="fp16")
 PAIRS = [pair(seed) for seed in range(2)]
 
 
-def test_fp16_follows_fp32():
+def test_losses_in_fp16_are_close_to_those_in_fp32():
     losses = {}
     for method in (TINY, HALF):
         reports = []
@@ -74,7 +74,7 @@ def test_skipped_steps_are_logged(monkeypatch, tmp_path):
 
 
 def test_overflow_that_persists_ends_the_training(monkeypatch, tmp_path):
-    """The first step after a resume is enough, because the scale is part of the state."""
+    """After a resume the first step already raises the error, because the scale is part of the state."""
     enter, reports = entering(Training._enter, 4.0), []
 
     def overflowing(self, *arguments):
@@ -103,7 +103,7 @@ def entering(enter, scale):
 
 
 def test_an_interrupted_run_resumes_to_the_same_bits(monkeypatch, tmp_path):
-    """The scale changes while it trains, so it is a part of the state."""
+    """The loss scale changes during training, so it is part of the state."""
     monkeypatch.setattr(Training, "_enter", entering(Training._enter, 2.0**20))
     whole = fit(HALF, PAIRS, steps=6, run=Run(tmp_path / "whole"))
     done = []
@@ -125,7 +125,7 @@ def test_no_step_makes_the_host_wait_even_if_it_is_skipped(scale):
     training = Training.start(HALF)
     training.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
     source, target = (torch.as_tensor(volume)[None, None] for volume in PAIRS[0])
-    for _ in range(2):  # the optimiser makes its state in the first
+    for _ in range(2):  # the first step creates the optimiser state
         with Waits() as waits:
             training.step(source, target, 1e-3)
         assert waits.found == []
@@ -144,7 +144,7 @@ def test_an_overflow_on_another_rank_skips_the_step_here(monkeypatch):
     assert training.scaler.get_scale() == 2.0**15
 
 
-def test_accumulated_batches_have_the_gradient_of_one_in_fp32():
+def test_accumulated_batches_in_fp16_have_the_gradient_of_one_batch_in_fp32():
     norms = []
     source, target = (torch.as_tensor(volume)[None, None] for volume in PAIRS[0])
     for method, batches in ((TINY, 1), (HALF, 2)):
@@ -156,7 +156,7 @@ def test_accumulated_batches_have_the_gradient_of_one_in_fp32():
 
 
 @pytest.mark.slow
-def test_every_stage_has_a_scale_of_its_own_that_is_restored():
+def test_every_stage_has_its_own_loss_scale_which_is_restored():
     method = METHODS["latent"].with_network(width=8, multipliers=(1, 2), precision="fp16")
     training, resumed = Training.start(method), Training.start(method)
     source, target = torch.rand(2, 1, 1, *(max(size, 8) for size in method.multiple))
@@ -174,7 +174,7 @@ def test_every_stage_has_a_scale_of_its_own_that_is_restored():
 
 
 @pytest.mark.slow
-def test_the_prediction_of_a_step_is_the_measurement():
+def test_the_predicted_memory_of_a_step_equals_the_measured_one():
     work = workload(HALF, "train", (16, 16, 16), 1, "cpu")
     predicted = predict_peak(work.build, work.step, work.iterations, "cpu")
     measured = measure_peak(work.build, work.step, work.iterations, "cpu")

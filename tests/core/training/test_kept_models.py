@@ -1,4 +1,4 @@
-"""Models that are kept on the way of a training, for learning curves."""
+"""Models that are kept during a training run, for learning curves."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ PAIRS = [pair(i) for i in range(3)]
 
 
 def kept(method=TINY, steps=6, **options):
-    """The final weights, and those that were kept, by step."""
+    """Return the final weights, and the kept weights by step."""
     found = {}
     options |= {"on_keep": lambda report, network: found.setdefault(report.step, []).append(weights(network))}
     network = train(method, PAIRS, Schedule(steps=steps), **options)
@@ -30,7 +30,7 @@ def equal(one, other):
     return all(torch.equal(p, q) for p, q in zip(one, other, strict=True))
 
 
-def test_the_averaged_weights_are_kept_and_the_training_stays_the_same():
+def test_keeping_models_does_not_change_the_final_weights():
     end, nothing = kept()
     again, found = kept(keep_after={2, 4})
     assert not nothing
@@ -40,7 +40,7 @@ def test_the_averaged_weights_are_kept_and_the_training_stays_the_same():
     assert not equal(found[4][0], end)
 
 
-def test_a_resumed_training_keeps_the_same(tmp_path):
+def test_a_resumed_run_keeps_the_same_models(tmp_path):
     class Died(Exception):
         pass
 
@@ -52,15 +52,15 @@ def test_a_resumed_training_keeps_the_same(tmp_path):
     with pytest.raises(Died):
         kept(keep_after={2, 4}, run=Run(tmp_path, save_steps=3), progress=die)
     _, found = kept(keep_after={2, 4}, run=Run(tmp_path, resume=True, save_steps=3))
-    assert found.keys() == {4}  # after the checkpoint
+    assert found.keys() == {4}  # the only one after the checkpoint of step 3
     assert equal(found[4][0], whole[4][0])
 
 
-def test_nothing_is_kept_before_the_last_stage():
+def test_models_are_kept_only_in_the_last_stage():
     assert kept(tiny(latent.MATCHED), keep_after={1, 3, 4})[1].keys() == {4}
 
 
-def test_a_run_keeps_complete_models_in_folders_of_their_own(tmp_path):
+def test_a_run_keeps_complete_models_in_separate_folders(tmp_path):
     pairs, held = training_sets(read_manifest(manifest(tmp_path)), Schedule(steps=3), "pairs")
     run = Run(tmp_path / "run")
     with run:

@@ -1,3 +1,5 @@
+"""The training loop: weights, learning rates, batches, logs, errors, accumulation, time budgets and validation."""
+
 import json
 import math
 from dataclasses import replace
@@ -32,7 +34,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("method", [TINY, DDPM], ids=lambda m: m.name)
-def test_the_seed_fixes_the_weights_bit_for_bit(method):
+def test_the_seed_determines_the_weights_bit_for_bit(method):
     pairs = [pair(i) for i in range(3)]
     torch.manual_seed(5)
     first = fit(method, pairs, steps=4, batch_size=2, seed=1)
@@ -41,7 +43,7 @@ def test_the_seed_fixes_the_weights_bit_for_bit(method):
     assert not same(first, fit(method, pairs, steps=4, batch_size=2, seed=2))
 
 
-def test_training_leaves_the_global_generator_alone():
+def test_training_does_not_change_the_global_generator():
     torch.manual_seed(1)
     wanted = torch.rand(3)
     torch.manual_seed(1)
@@ -49,7 +51,7 @@ def test_training_leaves_the_global_generator_alone():
     assert torch.equal(torch.rand(3), wanted)
 
 
-def test_the_first_weights_come_from_the_seed_alone():
+def test_the_initial_weights_depend_only_on_the_seed():
     a, b, c = (Training.start(TINY, seed=seed) for seed in (2**70, 2**70, 2**70 + 1))
     assert same(a.network, b.network)
     assert not same(a.network, c.network)
@@ -63,7 +65,7 @@ def test_the_same_loop_lowers_the_loss_of_each_method(method):
     trained = fit(method, [pair()], steps=80, progress=reports.append)
     source, target = (torch.from_numpy(v)[None, None] for v in pair())
 
-    def held(network):  # one fixed set of times and noise, none of them seen in training
+    def held(network):  # fixed times and noise that do not occur in training
         with torch.no_grad():
             losses = [
                 training_loss(method, network, source, target, torch.Generator().manual_seed(k)) for k in range(32)
@@ -74,7 +76,7 @@ def test_the_same_loop_lowers_the_loss_of_each_method(method):
     assert held(trained) < 0.6 * held(Training.start(method).network)
 
 
-def test_average_is_that_of_the_recurrence():
+def test_the_average_of_the_weights_follows_its_recurrence():
     method = tuned(TINY, ema=0.3)
     training = Training.start(method)
     source, target = (torch.from_numpy(v)[None, None] for v in pair())
@@ -89,7 +91,7 @@ def test_average_is_that_of_the_recurrence():
         torch.testing.assert_close(got.double(), mean, rtol=1e-5, atol=1e-6)
 
 
-def test_decay_of_the_average_rises_to_its_value():
+def test_the_decay_of_the_average_rises_to_its_final_value():
     assert [average_decay(0.999, k) for k in (0, 1, 8)] == [1 / 10, 2 / 11, 9 / 18]
     assert average_decay(0.999, 10**6) == 0.999
     assert average_decay(0.0, 100) == 0.0
@@ -101,7 +103,7 @@ def test_fit_returns_the_average_frozen_and_in_evaluation_mode():
     assert not any(p.requires_grad for p in network.parameters())
 
 
-def test_the_default_rate_falls_with_the_width_and_a_given_one_does_not():
+def test_the_default_learning_rate_falls_with_the_width_and_a_given_one_does_not():
     def first_rate(method):
         reports = []
         fit(method, [pair()], steps=1, progress=reports.append)
@@ -110,14 +112,14 @@ def test_the_default_rate_falls_with_the_width_and_a_given_one_does_not():
     by_rule, given = tuned(TINY, learning_rate=None), tuned(TINY, learning_rate=3e-4)
     assert [first_rate(by_rule.with_network(width=w)) for w in (8, 16)] == pytest.approx([2e-3, 1e-3])
     assert [first_rate(given.with_network(width=w)) for w in (8, 16)] == pytest.approx([3e-4, 3e-4])
-    for name, method in METHODS.items():  # one rule for the methods that are compared
+    for name, method in METHODS.items():  # all compared methods have the same rule
         assert (name, method.with_network(width=64).learning_rate) == (name, 2.5e-4)
     again = Method.from_dict(json.loads(json.dumps(by_rule.to_dict())))
     assert again == by_rule
     assert again.optimisation.learning_rate is None
 
 
-def test_learning_rate_rises_and_falls():
+def test_the_learning_rate_rises_and_falls():
     o = Optimisation(learning_rate=2.0, warmup=10)
     rates = [learning_rate(o, k, 110) for k in range(110)]
     assert rates[:10] == pytest.approx([0.2 * (k + 1) for k in range(10)])
@@ -149,7 +151,7 @@ def test_gradients_are_clipped(clip):
     assert all(p.grad is None for p in training.network.parameters())
 
 
-def test_optimiser_is_adamw_with_the_methods_decay():
+def test_the_optimiser_is_adamw_with_the_weight_decay_of_the_method():
     training = Training.start(tuned(TINY, weight_decay=0.125))
     assert isinstance(training.optimizer.inner, torch.optim.AdamW)
     assert training.optimizer.inner.param_groups[0]["weight_decay"] == 0.125
@@ -167,24 +169,24 @@ def test_every_pair_is_seen_before_any_is_seen_again(count, batch_size, seed):
     assert batches == list(islice(batch_indices(count, batch_size, seed), 2 * count))
 
 
-def test_order_is_another_in_every_epoch_and_seed():
+def test_the_order_of_pairs_differs_between_epochs_and_seeds():
     order = [batch[0] for batch in islice(batch_indices(20, 1, 0), 40)]
     assert order[:20] != order[20:]
     assert order[:20] != [batch[0] for batch in islice(batch_indices(20, 1, 1), 20)]
 
 
-def test_generators_of_steps_differ():
+def test_random_generators_of_steps_differ():
     draws = {float(torch.rand(1, generator=step_generator(seed, k))) for seed in range(3) for k in range(20)}
     assert len(draws) == 60
 
 
-def test_shapes_may_differ_one_at_a_time():
+def test_shapes_may_differ_with_batch_size_1():
     network = fit(TINY, [pair(0, (8, 8, 8)), pair(1, (5, 9, 7))], steps=2)
     assert all(w.isfinite().all() for w in weights(network))
 
 
-def test_precision_and_checkpointing_are_the_methods(monkeypatch):
-    """Blocks are recomputed only if the method says so, with the same weights; bf16 gives others than fp32."""
+def test_training_uses_the_precision_and_checkpointing_of_the_method(monkeypatch):
+    """Blocks are recomputed only if the method says so, with nearly equal weights; bf16 and fp32 weights differ."""
     calls = []
     real = layers.checkpoint
     monkeypatch.setattr(layers, "checkpoint", lambda *args, **kwargs: calls.append(args) or real(*args, **kwargs))
@@ -192,7 +194,7 @@ def test_precision_and_checkpointing_are_the_methods(monkeypatch):
     for precision, checkpointing in product(("fp32", "bf16"), ("none", "block")):
         calls.clear()
         method = TINY.with_network(precision=precision, checkpointing=checkpointing)
-        # No level may be two voxels deep: there, oneDNN's bf16 gradient of the weights is not initialised.
+        # No level may be two voxels deep, because there oneDNN does not initialise the bf16 gradient of the weights.
         found[precision, checkpointing] = weights(fit(method, [pair(shape=(16, 16, 16))], steps=2))
         assert bool(calls) == (checkpointing == "block")
     for precision in ("fp32", "bf16"):
@@ -202,7 +204,7 @@ def test_precision_and_checkpointing_are_the_methods(monkeypatch):
     assert any(not torch.equal(p, q) for p, q in zip(found["fp32", "none"], found["bf16", "none"], strict=True))
 
 
-def test_tensors_and_awkward_arrays_are_taken_alike():
+def test_tensors_and_arrays_of_unusual_layout_give_the_same_weights():
     source, target = pair()
     source, target = source[::-1], target[::-1]  # negative strides
     target.flags.writeable = False
@@ -210,13 +212,13 @@ def test_tensors_and_awkward_arrays_are_taken_alike():
     assert same(fit(TINY, [(source, target)], steps=2), fit(TINY, [tensors], steps=2))
 
 
-def test_several_channels():
+def test_volumes_may_have_several_channels():
     volumes = tuple(np.stack([v, v]) for v in pair())
     network = fit(TINY, [volumes], steps=1)
     assert network.in_channels == 2 * 2 * 8
 
 
-def test_log_has_a_line_a_step(tmp_path):
+def test_the_log_has_one_line_per_step(tmp_path):
     (tmp_path / "log.jsonl").write_text("of an earlier training\n")
     reports = []
     fit(TINY, [pair()], steps=3, log=tmp_path / "log.jsonl", progress=reports.append)
@@ -230,20 +232,20 @@ def test_log_has_a_line_a_step(tmp_path):
     assert 0 < rows[0]["seconds"] < rows[2]["seconds"]
 
 
-def test_log_is_whole_after_every_step(tmp_path):
+def test_the_log_is_complete_after_every_step(tmp_path):
     path, seen = tmp_path / "log.jsonl", []
     fit(TINY, [pair()], steps=2, log=path, progress=lambda r: seen.append(len(path.read_text().splitlines())))
     assert seen == [1, 2]
 
 
-def test_estimates_of_a_report():
+def test_a_report_estimates_the_speed_and_the_remaining_time():
     report = StepReport(step=5, share=0.2, loss=0.1, gradient_norm=1.0, learning_rate=1e-3, seconds=10.0)
     assert (report.steps_per_second, report.remaining) == (0.5, 40.0)
     assert replace(report, share=1.2).remaining == 0
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_diverging_training_stops_in_words(tmp_path, precision):
+def test_a_diverging_run_stops_with_an_explanation(tmp_path, precision):
     method = tuned(TINY.with_network(precision=precision), learning_rate=1e25)
     with pytest.raises(
         TrainingError, match=r"stopped at step \d+: the loss is .* learning rate below 1e\+25"
@@ -253,14 +255,14 @@ def test_a_diverging_training_stops_in_words(tmp_path, precision):
     assert all(math.isfinite(json.loads(line)["loss"]) for line in (tmp_path / "log.jsonl").read_text().splitlines())
 
 
-def test_an_infinite_gradient_alone_stops_too():
+def test_an_infinite_gradient_with_a_finite_loss_stops_training():
     class Poison(torch.nn.Module):
         def __init__(self):
             super().__init__()
             self.p = torch.nn.Parameter(torch.zeros(()))
 
         def forward(self, x, t):
-            return torch.sqrt(self.p) * torch.ones(len(t), 8, *x[0].shape[2:])  # finite, with an infinite slope at 0
+            return torch.sqrt(self.p) * torch.ones(len(t), 8, *x[0].shape[2:])  # finite, with an infinite gradient at 0
 
     window = replace(TINY.window)
     object.__setattr__(window, "build", lambda make, channels: Poison())
@@ -268,7 +270,7 @@ def test_an_infinite_gradient_alone_stops_too():
         fit(replace(TINY, window=window), [pair()], steps=2)
 
 
-def test_running_out_of_memory_is_said_in_words():
+def test_running_out_of_memory_gives_an_error_with_advice():
     def full(report):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB. And so on.")
 
@@ -294,7 +296,7 @@ def test_running_out_of_memory_is_said_in_words():
         ({"validation": [(pair()[0], pair()[0][:4])], "validate_every": 1}, "Pair 0 to validate on has the shapes"),
     ],
 )
-def test_refuses_options(options, sentence):
+def test_invalid_options_are_refused(options, sentence):
     with pytest.raises(TrainingError, match=sentence):
         fit(TINY, [pair()], **({"steps": 1} | options))
 
@@ -304,7 +306,7 @@ def test_refuses_options(options, sentence):
 
 @pytest.fixture
 def constant_draws(monkeypatch):
-    """Times and noise that are the same for every subject, whatever batch it is in."""
+    """Make times and noise the same for every subject in every batch."""
     monkeypatch.setattr(torch, "rand", lambda *shape, **_: torch.full(shape, 0.4))
     monkeypatch.setattr(torch, "randn", lambda shape, **_: torch.full(shape, 0.3))
 
@@ -314,7 +316,7 @@ def as_batch(indices):
 
 
 @pytest.mark.parametrize("batches", [1, 2, 3])
-def test_several_batches_give_the_gradient_of_one_as_large(constant_draws, batches):
+def test_accumulated_batches_give_the_gradient_of_one_large_batch(constant_draws, batches):
     apart, whole = Training.start(TINY), Training.start(TINY)
     losses = [apart.add_gradient(*as_batch((2 * i, 2 * i + 1)), batches=batches) for i in range(batches)]
     loss = whole.add_gradient(*as_batch(range(2 * batches)))
@@ -324,18 +326,18 @@ def test_several_batches_give_the_gradient_of_one_as_large(constant_draws, batch
     assert any(p.grad.abs().max() > 1e-3 for p in whole.network.parameters())
 
 
-def test_a_step_over_several_batches_is_that_of_one_as_large(constant_draws):
+def test_a_step_with_accumulated_batches_matches_one_with_a_large_batch(constant_draws):
     pairs, reports = [pair(i) for i in range(5)], {1: [], 4: []}
     networks = [fit(TINY, pairs, steps=3, batch_size=4 // n, accumulate=n, progress=reports[n].append) for n in reports]
     for p, q in zip(*(weights(n) for n in networks), strict=True):
-        torch.testing.assert_close(p, q, rtol=0, atol=2e-5)  # AdamW's first steps are signs, of small gradients too
+        torch.testing.assert_close(p, q, rtol=0, atol=2e-5)  # the first AdamW steps are signs, even for small gradients
     for a, b in zip(reports[1], reports[4], strict=True):
         assert a.step == b.step
         assert a.loss == pytest.approx(b.loss, rel=1e-4)
         assert a.gradient_norm == pytest.approx(b.gradient_norm, rel=1e-3)
 
 
-def test_every_batch_of_a_step_draws_for_itself(monkeypatch):
+def test_every_accumulated_batch_has_its_own_noise(monkeypatch):
     drawn, real = [], torch.randn
 
     def noted(*shape, **how):
@@ -344,20 +346,20 @@ def test_every_batch_of_a_step_draws_for_itself(monkeypatch):
 
     monkeypatch.setattr(torch, "randn", noted)
     fit(TINY, [pair()], steps=2, accumulate=2)
-    assert len(drawn) == 4 + 3 * DRAWS  # the comparison after the last step draws the same three times
+    assert len(drawn) == 4 + 3 * DRAWS  # the comparison after the last step samples the same noise three times
     assert len({float(noise.sum()) for noise in drawn}) == 4 + DRAWS
 
 
-# --- a time to train for
+# --- time budget
 
 
 def clock(monkeypatch, tick=1.0):
-    """A clock that goes on by so many seconds whenever it is looked at."""
+    """Replace the clock with one that advances by `tick` seconds at every reading."""
     now = iter(range(10**6))
     monkeypatch.setattr("ppdm.training.session.time", SimpleNamespace(perf_counter=lambda: next(now) * tick))
 
 
-def test_a_time_is_trained_for_and_the_rate_follows_it(monkeypatch):
+def test_training_lasts_for_the_time_budget_and_the_learning_rate_follows_it(monkeypatch):
     clock(monkeypatch)
     reports, method = [], tuned(TINY, warmup=0)
     fit(method, [pair()], minutes=0.1, progress=reports.append)
@@ -369,14 +371,14 @@ def test_a_time_is_trained_for_and_the_rate_follows_it(monkeypatch):
     )
 
 
-def test_a_step_that_ends_after_the_time_is_finished(monkeypatch):
+def test_a_step_that_exceeds_the_time_budget_is_completed(monkeypatch):
     clock(monkeypatch, tick=50.0)
     reports = []
     fit(TINY, [pair()], minutes=0.01, progress=reports.append)
     assert [(r.step, r.share > 1) for r in reports] == [(1, True)]
 
 
-def test_the_timed_rate_rises_by_steps_or_by_time_whichever_is_faster():
+def test_the_timed_learning_rate_rises_by_steps_or_by_time_whichever_is_faster():
     o = Optimisation(learning_rate=1.0, warmup=10)
     assert timed_learning_rate(o, 0, 0.0) == pytest.approx(0.1)
     assert timed_learning_rate(o, 4, 0.0) == pytest.approx(0.5)
@@ -387,7 +389,7 @@ def test_the_timed_rate_rises_by_steps_or_by_time_whichever_is_faster():
     assert timed_learning_rate(o, 99, 1.0) == pytest.approx(0)
 
 
-def test_a_schedule_counts_its_share_in_its_own_unit():
+def test_a_schedule_measures_its_share_in_steps_or_in_time():
     assert Schedule(steps=8).share(2, 1e9) == 0.25
     assert Schedule(minutes=2.0).share(10**9, 30.0) == 0.25
 
@@ -400,11 +402,11 @@ def test_validation_does_not_disturb_training(tmp_path):
     plain = fit(TINY, pairs, steps=5, batch_size=2)
     assert same(plain, fit(TINY, pairs, steps=5, batch_size=2, validation=held, validate_every=2, log=log))
     rows = [json.loads(line) for line in log.read_text().splitlines()]
-    assert [row["step"] for row in rows if "validation_loss" in row] == [2, 4, 5]  # and after the last
+    assert [row["step"] for row in rows if "validation_loss" in row] == [2, 4, 5]  # also after the last step
     assert rows[-1]["validation_loss"] == validation_loss(TINY, plain, held)
 
 
-def test_validation_loss_is_the_training_loss_of_given_draws():
+def test_the_validation_loss_is_the_training_loss_with_fixed_noise():
     network, held = fit(TINY, [pair()], steps=2), [pair(7), pair(8)]
     torch.manual_seed(1)
     wanted = torch.rand(3)
@@ -441,17 +443,17 @@ def with_nan():
         ([pair(), tuple(np.stack([v, v]) for v in pair())], 1, "all pairs need the same number of channels"),
     ],
 )
-def test_refuses_pairs_before_the_first_step(pairs, batch_size, sentence):
+def test_invalid_pairs_are_refused_before_the_first_step(pairs, batch_size, sentence):
     with pytest.raises(TrainingError, match=sentence):
         fit(TINY, pairs, steps=1, batch_size=batch_size, progress=lambda _: pytest.fail("it began"))
 
 
-def test_refuses_fp16_with_8_bit_moments():
+def test_fp16_with_8_bit_moments_is_refused():
     method = tuned(TINY.with_network(precision="fp16"), optimiser="adamw8bit")
     with pytest.raises(TrainingError, match="use the optimiser adamw, or train in bf16 or fp32"):
         fit(method, [pair()], steps=1)
 
 
-def test_refuses_a_log_without_folder(tmp_path):
+def test_a_log_in_a_missing_folder_is_refused(tmp_path):
     with pytest.raises(TrainingError, match=r"absent/log\.jsonl cannot be written"):
         fit(TINY, [pair()], steps=1, log=tmp_path / "absent/log.jsonl")

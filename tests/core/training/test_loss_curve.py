@@ -1,4 +1,4 @@
-"""What people look at while and after they train: a picture of the losses, and TensorBoard."""
+"""The picture of the losses, and the output for TensorBoard."""
 
 import json
 import sys
@@ -20,7 +20,7 @@ PAIRS = [pair(i) for i in range(2)]
 
 @pytest.fixture
 def figures(monkeypatch):
-    """The figures that were saved."""
+    """Return a list that collects the saved figures."""
     seen, real = [], matplotlib.figure.Figure.savefig
     monkeypatch.setattr(
         matplotlib.figure.Figure, "savefig", lambda self, *a, **k: seen.append(self) or real(self, *a, **k)
@@ -33,7 +33,7 @@ def curves(figure):
     return {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
 
 
-def test_the_picture_shows_training_and_validation(tmp_path, figures):
+def test_the_picture_shows_training_and_validation_losses(tmp_path, figures):
     reports = []
     log = tmp_path / "log.jsonl"
     fit(TINY, PAIRS, steps=5, validation=PAIRS[:1], validate_every=2, log=log, progress=reports.append)
@@ -52,14 +52,14 @@ def test_the_picture_shows_training_and_validation(tmp_path, figures):
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
-def test_a_long_log_is_averaged_and_a_torn_line_left_out(tmp_path, figures):
+def test_a_long_log_is_averaged_and_an_incomplete_line_is_ignored(tmp_path, figures):
     line = '{{"step": {}, "loss": {}}}\n'
     (tmp_path / "log").write_text("".join(line.format(k, 1.0 + k % 2) for k in range(1, 1001)) + '{"step": 1001, "lo')
     save_loss_curve(tmp_path / "log", tmp_path / "loss.png")
     shown = curves(figures[0])
     assert len(shown["training, single steps"]) == 1000
     assert len(shown["training, mean"]) == 50
-    assert shown["training, mean"][0] == pytest.approx([10.5, 1.5])  # steps 1 to 20
+    assert shown["training, mean"][0] == pytest.approx([10.5, 1.5])  # the mean of steps 1 to 20
 
 
 def test_the_start_of_a_stage_is_marked(tmp_path, figures):
@@ -72,7 +72,7 @@ def test_the_start_of_a_stage_is_marked(tmp_path, figures):
 
 
 @pytest.mark.parametrize("content", [None, ""])
-def test_without_a_step_there_is_no_picture(tmp_path, content):
+def test_without_training_steps_no_picture_is_saved(tmp_path, content):
     if content is not None:
         (tmp_path / "log").write_text(content)
     save_loss_curve(tmp_path / "log", tmp_path / "loss.png")
@@ -80,7 +80,7 @@ def test_without_a_step_there_is_no_picture(tmp_path, content):
 
 
 class Writer:
-    """Stands in for TensorBoard's own writer."""
+    """A stand-in for the writer of TensorBoard."""
 
     def __init__(self, folder, purge_step):
         self.folder, self.purge_step, self.scalars, self.closed = folder, purge_step, [], False
@@ -102,7 +102,7 @@ def test_tensorboard_gets_every_number_under_its_step(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
     WRITERS.clear()
     with TensorBoard(tmp_path) as board:
-        board(StepReport(4, 0.4, 0.5, 2.0, 1e-3, 8.0))  # the last step before a resume comes again
+        board(StepReport(4, 0.4, 0.5, 2.0, 1e-3, 8.0))  # the last step before a resume is reported again
         board(StepReport(5, 0.5, 0.25, 1.0, 1e-3, 10.0, validation_loss=0.75))
     (writer,) = WRITERS
     assert (writer.folder, writer.purge_step, writer.closed) == (str(tmp_path), 4, True)
@@ -119,7 +119,7 @@ def test_tensorboard_gets_every_number_under_its_step(tmp_path, monkeypatch):
     ]
 
 
-def test_without_tensorboard_it_is_said_how_to_get_it(tmp_path, monkeypatch):
+def test_without_tensorboard_the_error_says_how_to_install_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     sentence = r"TensorBoard is not installed .*pip install tensorboard, or train without it"
     with pytest.raises(TrainingError, match=sentence):

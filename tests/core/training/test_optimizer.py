@@ -1,4 +1,4 @@
-"""AdamW with moments in fp32 or in 8 bits, as a point of the design space."""
+"""AdamW with moments in fp32 or in 8 bits, as an option of a method."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ from ppdm_bench.memory.workload import workload
 from ppdm_bench.predictor.peak import predict_peak
 from ppdm_bench.variation import vary
 
-EIGHT = tuned(TINY.with_network(width=16), optimiser="adamw8bit")  # wide enough for weights with whole blocks
+EIGHT = tuned(TINY.with_network(width=16), optimiser="adamw8bit")  # wide enough that some weights have whole blocks
 PAIRS = [pair(i) for i in range(3)]
 
 
@@ -34,7 +34,7 @@ def trained(method, steps=2):
 # --- without torchao
 
 
-def test_adamw_is_not_said_where_it_is_what_there_always_was():
+def test_the_default_optimiser_is_not_written_and_an_unknown_one_is_refused():
     assert "optimiser" not in TINY.to_dict()["optimisation"]
     content = EIGHT.to_dict()
     assert content["optimisation"]["optimiser"] == "adamw8bit"
@@ -43,18 +43,18 @@ def test_adamw_is_not_said_where_it_is_what_there_always_was():
         Optimisation(optimiser="sgd")
 
 
-def test_it_is_varied_like_any_other_value():
+def test_the_optimiser_can_be_varied_like_any_other_option():
     points = vary(TINY, "optimisation.optimiser=adamw,adamw8bit")
     assert [point.method.optimisation.optimiser for point in points] == ["adamw", "adamw8bit"]
 
 
-def test_without_torchao_it_is_said_how_to_get_it(monkeypatch):
+def test_without_torchao_the_error_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao.optim", None)
     with pytest.raises(TrainingError, match=r"adamw8bit needs torchao .*pip install .*ppdm\[eightbit\].*or use adamw"):
         Training.start(EIGHT)
 
 
-# --- with it
+# --- with torchao
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def torchao():
 
 
 @pytest.mark.slow
-def test_moments_take_two_bytes_a_weight(torchao):
+def test_eight_bit_moments_take_two_bytes_per_weight(torchao):
     training = trained(EIGHT)
     of = {name: p for name, p in training.network.named_parameters() if p.numel() >= 4096 and p.numel() % 256 == 0}
     assert of
@@ -82,7 +82,7 @@ def test_moments_take_two_bytes_a_weight(torchao):
 
 
 @pytest.mark.slow
-def test_it_learns_much_as_adamw_does(torchao):
+def test_eight_bit_adamw_learns_almost_like_adamw(torchao):
     eight, whole = (trained(method, 10) for method in (EIGHT, tuned(EIGHT, optimiser="adamw")))
     assert not same(eight.network, whole.network)
     for p, q in zip(eight.network.parameters(), whole.network.parameters(), strict=True):
@@ -91,12 +91,12 @@ def test_it_learns_much_as_adamw_does(torchao):
 
 
 @pytest.mark.slow
-def test_a_state_is_continued_bit_for_bit(torchao, tmp_path):
+def test_a_run_with_eight_bit_adamw_resumes_bit_for_bit(torchao, tmp_path):
     options = {"steps": 5, "batch_size": 2, "seed": 3}
     asked = iter([False, False, True])
     with pytest.raises(Interrupted):
         train(EIGHT, PAIRS, Schedule(**options), run=Run(tmp_path / "run"), stop=lambda: next(asked))
-    assert json.loads((tmp_path / "run" / "options.json").read_text())["environment"]["torchao"]  # bits depend on it
+    assert json.loads((tmp_path / "run" / "options.json").read_text())["environment"]["torchao"]  # affects the bits
     assert same(fit(EIGHT, PAIRS, run=Run(tmp_path / "run", resume=True), **options), fit(EIGHT, PAIRS, **options))
 
 
@@ -114,7 +114,7 @@ def test_a_state_of_the_other_optimiser_is_refused(torchao, names):
 
 
 @pytest.mark.slow
-def test_its_state_is_predicted(torchao):
+def test_the_memory_of_the_eight_bit_state_is_predicted(torchao):
     held = {}
     for name in ("adamw", "adamw8bit"):
         work = workload(tuned(EIGHT, optimiser=name), "train", (16, 16, 16), 1, "cuda")
@@ -126,7 +126,7 @@ def test_its_state_is_predicted(torchao):
 
 
 @pytest.mark.slow
-def test_importing_it_says_nothing(torchao):
+def test_eight_bit_adamw_prints_nothing(torchao):
     code = "import torch; from ppdm import PPDM, fit; "
     code += "from ppdm.training.optimizer import AdamW8bit; "
     code += "AdamW8bit([torch.nn.Parameter(torch.ones(2))], 0.0)"
@@ -134,5 +134,5 @@ def test_importing_it_says_nothing(torchao):
     assert (done.stdout, done.stderr) == ("", "")
 
 
-def test_the_default_is_as_it_was():
+def test_the_default_optimiser_is_adamw():
     assert replace(EIGHT.optimisation, optimiser="adamw") == TINY.optimisation

@@ -1,4 +1,4 @@
-"""While a step is at work, a thread reads what the next one needs."""
+"""A thread reads the next batch while a training step runs."""
 
 import threading
 from collections.abc import Sequence
@@ -16,16 +16,19 @@ from ppdm.training.trainer import Training
 from ppdm_baselines import METHODS
 
 LATENT = METHODS["latent"].with_network(width=8, multipliers=(1, 2))
-LONG = 60  # seconds after which a test that would wait for ever fails
+LONG = 60  # seconds after which a test that hangs fails
 
 
 class Pairs(Sequence):
-    """Pairs that note who reads them, and do something at a reading, counted from 1 after the survey."""
+    """Pairs that record who reads them.
+
+    Training first reads every pair once, in a survey. ``deeds`` has functions to call at later readings, by number.
+    """
 
     def __init__(self, count=3, deeds=None):
         self.made = [pair(i) for i in range(count)]
         self.deeds = deeds or {}
-        self.read = []  # (index, whether by the main thread)
+        self.read = []  # (index, whether the main thread read it)
         self.busy = threading.Lock()
 
     def __len__(self):
@@ -64,10 +67,10 @@ def fail(error):
     return deed
 
 
-# --- what is read
+# --- readings
 
 
-def test_reading_goes_on_while_a_step_is_at_work(monkeypatch):
+def test_the_next_batch_is_read_while_a_step_runs(monkeypatch):
     reading, stepping = threading.Event(), threading.Event()
     met, real = [], Training.update
 
@@ -86,7 +89,7 @@ def test_reading_goes_on_while_a_step_is_at_work(monkeypatch):
     assert met == [True, True]
 
 
-def test_what_is_trained_on_is_what_was_read_one_by_one():
+def test_reading_ahead_gives_the_same_weights_as_reading_each_batch_in_turn():
     pairs, schedule = Pairs(5), Schedule(steps=4, batch_size=2, accumulate=3, augment=Flip("dw"), seed=3)
     training = Training.start(TINY, seed=3)
     batches = batch_indices(5, 2, 3)
@@ -98,15 +101,15 @@ def test_what_is_trained_on_is_what_was_read_one_by_one():
         training.update(learning_rate(TINY.optimisation, k, 4))
     assert same(train(TINY, pairs, schedule), training.average)
     wanted = [i for indices in islice(batch_indices(5, 2, 3), 12) for i in indices]
-    compared = [(i, True) for i in range(4)]  # the result with an untrained network
-    assert pairs.after_the_survey == [*((i, False) for i in wanted), *compared]  # and nothing more
+    compared = [(i, True) for i in range(4)]  # the comparison with an untrained network
+    assert pairs.after_the_survey == [*((i, False) for i in wanted), *compared]  # and no other readings
 
 
 def test_a_time_budget_and_a_stop_leave_one_batch_unused():
     pairs = Pairs()
     done = []
     fit(TINY, pairs, minutes=1e-6, batch_size=2, progress=done.append)
-    assert (len(done), len(pairs.after_the_survey)) == (1, 2 + 2 + min(len(pairs), 4))  # the comparison reads the last
+    assert (len(done), len(pairs.after_the_survey)) == (1, 2 + 2 + min(len(pairs), 4))  # last: the final comparison
     pairs, asked = Pairs(), iter([False, True])
     with pytest.raises(Interrupted):
         train(TINY, pairs, Schedule(steps=9, batch_size=2), stop=lambda: next(asked))
@@ -118,12 +121,12 @@ def test_pairs_are_never_read_by_two_threads_at_once():
     pairs = Pairs()
     fit(LATENT, pairs, steps=5, validation=pairs, validate_every=1)
     by_main = [index for index, main in pairs.read if main]
-    # Two surveys, what the latents are settled on, five validations, and the comparison at the end.
+    # Two surveys, the calibration of the latents, five validations, and the final comparison.
     assert len(by_main) == 2 * 3 + 3 + 5 * 3 + 3
     assert len(pairs.read) - len(by_main) == 5
 
 
-# --- what goes wrong
+# --- errors
 
 
 @pytest.mark.parametrize("error", [OSError("the scan cannot be read"), TrainingError("so it is"), KeyError("seven")])
@@ -138,14 +141,14 @@ def test_the_error_of_a_pair_is_raised_at_the_step_that_needs_it(tmp_path, error
     assert len(pairs.after_the_survey) == 4
 
 
-def test_the_error_of_a_batch_that_no_step_needs_is_nobodys():
+def test_an_error_in_a_batch_that_no_step_needs_is_ignored():
     asked = iter([False, True])
     with pytest.raises(Interrupted, match="after step 2"):
         train(TINY, Pairs(deeds={3: fail(OSError())}), Schedule(steps=9), stop=lambda: next(asked))
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), SystemExit(3)])
-def test_the_thread_ends_with_the_training_however_that_ends(error):
+def test_the_thread_ends_with_training_after_any_error(error):
     with pytest.raises(type(error)):
         fit(TINY, Pairs(), steps=9, progress=lambda report: fail(error)())
 
@@ -153,7 +156,7 @@ def test_the_thread_ends_with_the_training_however_that_ends(error):
 # --- the reader itself
 
 
-def test_batches_come_in_order_and_are_asked_for_one_ahead():
+def test_batches_come_in_order_and_are_requested_one_ahead():
     asked, read = [], []
 
     def wanted():

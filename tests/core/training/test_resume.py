@@ -1,4 +1,4 @@
-"""A training that is interrupted, at any moment and in any way, ends as if it had not been."""
+"""A training run that is interrupted, at any moment and in any way, resumes to the same result."""
 
 import errno
 import json
@@ -38,7 +38,7 @@ TIMES = ("seconds", "steps_per_second", "resumed")
 
 
 class Died(Exception):
-    """What a progress raises to end a training as a crash would."""
+    """Raised by a progress callback to end training like a crash."""
 
 
 def go(folder, *, resume=True, save_steps=2, dies_after=None, method=TINY, pairs=PAIRS, **options):
@@ -51,7 +51,7 @@ def go(folder, *, resume=True, save_steps=2, dies_after=None, method=TINY, pairs
 
 
 def rows(folder):
-    """The log, without what no two trainings share."""
+    """Return the rows of the log without the fields that differ between equal runs."""
     lines = (folder / "log.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in lines]
 
@@ -66,14 +66,14 @@ def states(*steps):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A training that nothing interrupted."""
+    """An uninterrupted run: its folder and its network."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
     return folder, go(folder)
 
 
 @pytest.fixture(scope="module")
 def died(tmp_path_factory):
-    """A training that died in its fifth step and left the checkpoints of steps 2 and 4."""
+    """The folder of a run that died in its fifth step and left the checkpoints of steps 2 and 4."""
     folder = tmp_path_factory.mktemp("died") / "run"
     with pytest.raises(Died):
         go(folder, dies_after=5)
@@ -83,12 +83,12 @@ def died(tmp_path_factory):
 
 @pytest.fixture
 def half(tmp_path, died):
-    """A copy of it."""
+    """A copy of the folder of the run that died."""
     return shutil.copytree(died, tmp_path / "run")
 
 
 def ends_alike(folder, whole):
-    """Continue a training and compare everything with the one that nothing interrupted."""
+    """Resume a run and compare everything with the uninterrupted run."""
     other, network = whole
     assert same(go(folder), network)
     tensors, wanted = (load_file(place / "state-000006.safetensors") for place in (folder, other))
@@ -100,30 +100,30 @@ def ends_alike(folder, whole):
     return True
 
 
-# --- continued
+# --- resuming
 
 
-def test_a_run_keeps_the_last_two_checkpoints_and_changes_nothing(whole):
+def test_a_run_keeps_its_last_two_checkpoints_and_does_not_change_the_weights(whole):
     folder, network = whole
     assert names(folder) == ["log.jsonl", "options.json", *states(4, 6)]
     assert same(network, fit(TINY, PAIRS, **OPTIONS))
 
 
 @pytest.mark.parametrize("dies_after", [1, 2, 3, 4, 5, 6])
-def test_a_training_that_died_at_any_step_ends_alike(tmp_path, whole, dies_after):
+def test_a_run_that_died_at_any_step_resumes_to_the_same_result(tmp_path, whole, dies_after):
     with pytest.raises(Died):
         go(tmp_path / "run", dies_after=dies_after)
     assert ends_alike(tmp_path / "run", whole)
 
 
-def test_a_training_may_die_again_and_again(tmp_path, whole):
+def test_a_run_that_died_several_times_resumes_to_the_same_result(tmp_path, whole):
     for step in (1, 3, 5, 5, 6):
         with pytest.raises(Died):
             go(tmp_path / "run", dies_after=step)
     assert ends_alike(tmp_path / "run", whole)
 
 
-def test_the_log_says_where_a_training_was_continued(half):
+def test_the_log_marks_where_a_run_was_resumed(half):
     go(half)
     lines = [json.loads(line) for line in (half / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
@@ -132,25 +132,25 @@ def test_the_log_says_where_a_training_was_continued(half):
     assert seconds == sorted(seconds)
 
 
-def test_a_continued_training_first_reports_the_last_step_that_was_done(half):
+def test_a_resumed_run_first_reports_its_last_completed_step(half):
     reports = []
     fit(TINY, PAIRS, run=Run(half, resume=True), progress=reports.append, **OPTIONS)
     assert [report.step for report in reports] == [4, 5, 6]
     assert [report.resumed for report in reports] == [False, True, False]
 
 
-def test_a_training_that_was_done_is_done_again_without_a_step(whole):
+def test_resuming_a_finished_run_takes_no_step(whole):
     folder, network = whole
     before = (folder / "log.jsonl").read_bytes()
     assert same(go(folder), network)
     assert (folder / "log.jsonl").read_bytes() == before
 
 
-def test_resuming_where_nothing_is_starts_anew(tmp_path, whole):
+def test_resuming_without_a_run_starts_a_new_one(tmp_path, whole):
     assert same(go(tmp_path / "new" / "run"), whole[1])
 
 
-def test_checkpoints_by_time(tmp_path, monkeypatch):
+def test_checkpoints_are_saved_at_intervals_of_time(tmp_path, monkeypatch):
     now = count(step=20)
     monkeypatch.setattr("ppdm.training.session.time", SimpleNamespace(perf_counter=lambda: next(now)))
     saved, real = [], Run.save
@@ -159,7 +159,7 @@ def test_checkpoints_by_time(tmp_path, monkeypatch):
     assert saved == [3, 6, 8]
 
 
-def test_a_time_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
+def test_a_time_budget_continues_where_it_was_interrupted(tmp_path, monkeypatch):
     now = count(step=1)
     monkeypatch.setattr("ppdm.training.session.time", SimpleNamespace(perf_counter=lambda: next(now)))
     budget = {"steps": None, "minutes": 0.1, "save_steps": 1}
@@ -168,10 +168,10 @@ def test_a_time_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
     go(tmp_path / "run", **budget)
     go(tmp_path / "whole", **budget)
     assert [row["step"] for row in rows(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
-    assert rows(tmp_path / "run") == rows(tmp_path / "whole")  # the clock is the same, so the rates are too
+    assert rows(tmp_path / "run") == rows(tmp_path / "whole")  # equal clocks give equal learning rates
 
 
-def test_asked_to_stop_a_training_ends_its_step_and_keeps_it(tmp_path, whole):
+def test_a_requested_stop_completes_the_step_and_saves_a_checkpoint(tmp_path, whole):
     asked = iter([False, False, True])
     with pytest.raises(Interrupted, match=r"after step 3 as requested; the last good checkpoint is .*state-000003"):
         train(TINY, PAIRS, Schedule(**OPTIONS), run=Run(tmp_path / "run"), stop=lambda: next(asked))
@@ -179,12 +179,12 @@ def test_asked_to_stop_a_training_ends_its_step_and_keeps_it(tmp_path, whole):
     assert ends_alike(tmp_path / "run", whole)
 
 
-def test_asked_to_stop_without_a_run_nothing_is_kept():
+def test_a_requested_stop_without_a_run_saves_nothing():
     with pytest.raises(Interrupted, match="nothing was saved"):
         train(TINY, PAIRS, Schedule(**OPTIONS), stop=lambda: True)
 
 
-# --- damaged
+# --- damaged files
 
 
 def cut(path):
@@ -198,7 +198,7 @@ def flip(path):
 
 
 def alter(path):
-    """Another number where one is expected: what no parser notices."""
+    """Replace a number with another one, which no parser notices."""
     path.write_bytes(path.read_bytes().replace(b'"gradient_norm": ', b'"gradient_norm": 1'))
     if path.suffix == ".safetensors":
         path.write_bytes(path.read_bytes()[:-1] + b"\x3f")
@@ -213,10 +213,10 @@ def exchange(path):
 @pytest.mark.parametrize(
     "damage", [cut, flip, alter, exchange, os.remove, lambda p: p.write_bytes(b""), lambda p: p.write_text("[3]")]
 )
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(half, whole, damage, suffix):
+def test_resuming_with_a_damaged_checkpoint_uses_the_one_before(half, whole, damage, suffix):
     path = half / f"state-000004.{suffix}"
     damage(path)
-    if suffix == "json" and not path.exists():  # then there never was a checkpoint: nothing to warn of
+    if suffix == "json" and not path.exists():  # without this file there never was a checkpoint: no warning
         assert ends_alike(half, whole)
         return
     with pytest.warns(UserWarning, match=r"state-000004.*resuming from state-000002, the checkpoint before it"):
@@ -224,7 +224,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(half, whole, damage, 
     assert names(half) == ["log.jsonl", "options.json", *states(4, 6)]
 
 
-def test_a_damaged_checkpoint_is_not_counted_among_those_that_are_kept(half, whole):
+def test_a_damaged_checkpoint_does_not_count_as_one_of_the_two_kept(half, whole):
     cut(half / "state-000004.safetensors")
     with pytest.warns(UserWarning, match="state-000004"), pytest.raises(Died):
         go(half, save_steps=3, dies_after=4)
@@ -232,7 +232,7 @@ def test_a_damaged_checkpoint_is_not_counted_among_those_that_are_kept(half, who
     assert ends_alike(half, whole)
 
 
-def test_all_checkpoints_damaged(half):
+def test_resuming_is_refused_if_all_checkpoints_are_damaged(half):
     for step in (2, 4):
         cut(half / f"state-00000{step}.safetensors")
     before = {path.name: path.read_bytes() for path in half.iterdir()}
@@ -244,20 +244,20 @@ def test_all_checkpoints_damaged(half):
 @pytest.mark.parametrize(
     "damage", [cut, os.remove, lambda p: p.write_text('{"schema": 2}'), lambda p: p.write_text("[]")]
 )
-def test_options_that_cannot_be_read(half, damage):
+def test_resuming_is_refused_if_the_options_cannot_be_read(half, damage):
     damage(half / "options.json")
     with pytest.raises(RunError, match=r"options\.json cannot be read .*start again"):
         go(half)
 
 
-def test_lines_that_the_log_has_lost_are_warned_of(half, whole):
+def test_lost_lines_of_the_log_give_a_warning(half, whole):
     (half / "log.jsonl").write_text("")
     with pytest.warns(UserWarning, match=r"log\.jsonl lacks lines"):
         assert same(go(half), whole[1])
     assert [row["step"] for row in rows(half)] == [5, 6]
 
 
-def test_a_torn_line_and_files_half_written_are_cleared_away(half, whole):
+def test_an_incomplete_log_line_and_partial_files_are_removed(half, whole):
     with (half / "log.jsonl").open("a") as log:
         log.write('{"step": 5, "lo')
     (half / f".state-000006.safetensors.{'0a' * 16}").write_bytes(b"half")
@@ -289,7 +289,7 @@ def test_a_state_of_another_network_changes_nothing():
     assert same(training.network, Training.start(TINY).network)
 
 
-# --- another training
+# --- other options, other runs
 
 
 @pytest.mark.parametrize(
@@ -310,7 +310,7 @@ def test_a_state_of_another_network_changes_nothing():
         ({"validate_every": 2, "validation": PAIRS}, "validate_every was null, and is 2 now"),
     ],
 )
-def test_refuses_to_continue_with_other_options(half, changes, difference):
+def test_resuming_with_other_options_is_refused(half, changes, difference):
     before = {path.name: path.read_bytes() for path in half.iterdir()}
     with pytest.raises(RunError) as caught:
         go(half, **changes)
@@ -318,17 +318,17 @@ def test_refuses_to_continue_with_other_options(half, changes, difference):
     assert {path.name: path.read_bytes() for path in half.iterdir()} == before
 
 
-def test_many_differences_are_counted(half):
+def test_many_differences_of_options_are_counted(half):
     with pytest.raises(RunError, match=r"; .*; .* and 2 more\. Resume it with the same options"):
         go(half, seed=4, steps=12, batch_size=1, accumulate=1, augment=None)
 
 
-def test_refuses_a_folder_that_holds_a_run_unless_it_is_to_be_continued(half):
+def test_a_folder_with_a_run_is_refused_unless_it_is_resumed(half):
     with pytest.raises(RunError, match=r"holds a run already \(log\.jsonl, options\.json, state-000002.*resume it"):
         go(half, resume=False)
 
 
-def test_what_may_change_is_warned_of(half, whole):
+def test_resuming_with_another_torch_version_gives_a_warning(half, whole):
     options = json.loads((half / "options.json").read_text())
     options["environment"]["torch"] = "1.0"
     (half / "options.json").write_text(json.dumps(options))
@@ -348,10 +348,10 @@ def test_only_one_process_trains_in_a_folder(tmp_path):
         with pytest.raises(RunError, match="Another process is training in"):
             go(folder)
         child.kill()
-    assert go(folder, steps=1) is not None  # what a killed process held is free
+    assert go(folder, steps=1) is not None  # the lock of a killed process is free
 
 
-def test_a_run_needs_a_folder(tmp_path):
+def test_a_run_needs_a_writable_folder_and_its_own_log(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(RunError, match="cannot be written"):
         go(tmp_path / "file" / "run")
@@ -359,18 +359,18 @@ def test_a_run_needs_a_folder(tmp_path):
         fit(TINY, PAIRS, steps=1, run=Run(tmp_path / "run"), log=tmp_path / "log")
 
 
-# --- what can go wrong
+# --- errors
 
 
 @pytest.fixture
 def small_files():
-    """Lets files grow to a size only, as a disk that is nearly full does."""
+    """Return a function that limits the size of files, like a disk that is almost full."""
     usual = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, usual[1]))
     resource.setrlimit(resource.RLIMIT_FSIZE, usual)
 
 
-def test_a_checkpoint_that_the_disk_does_not_take(half, whole, small_files):
+def test_a_checkpoint_that_does_not_fit_on_the_disk_leaves_the_old_ones(half, whole, small_files):
     size = (half / "state-000004.safetensors").stat().st_size
     before = {name: (half / name).read_bytes() for name in names(half) if "state" in name}
     small_files(size // 2)
@@ -385,7 +385,7 @@ def test_a_checkpoint_that_the_disk_does_not_take(half, whole, small_files):
     assert ends_alike(half, whole)
 
 
-def test_a_log_that_the_disk_does_not_take(half, whole, small_files):
+def test_a_run_resumes_after_its_log_did_not_fit_on_the_disk(half, whole, small_files):
     with (half / "log.jsonl").open("rb") as log:
         first_four = sum(len(line) for line in list(log)[:4])
     small_files(first_four + 20)
@@ -395,7 +395,7 @@ def test_a_log_that_the_disk_does_not_take(half, whole, small_files):
     assert ends_alike(half, whole)
 
 
-def test_the_first_checkpoint_fails(tmp_path, monkeypatch):
+def test_an_error_in_the_first_checkpoint_says_that_there_is_none(tmp_path, monkeypatch):
     monkeypatch.setattr("ppdm.training.run.write_state", full_disk)
     with pytest.raises(CheckpointError, match=r"cannot be written \(No space left on device\); there is no checkpoint"):
         go(tmp_path / "run")
@@ -405,7 +405,7 @@ def full_disk(*_):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_a_loss_that_is_no_number_overwrites_nothing(half, monkeypatch):
+def test_a_nan_loss_stops_training_and_overwrites_no_checkpoint(half, monkeypatch):
     before = {name: (half / name).read_bytes() for name in names(half) if "state" in name}
     real = Training.add_gradient
     monkeypatch.setattr(
@@ -421,7 +421,7 @@ def test_a_loss_that_is_no_number_overwrites_nothing(half, monkeypatch):
 
 
 @pytest.mark.parametrize("kept", [True, False])
-def test_weights_that_are_no_numbers_are_never_kept(tmp_path, monkeypatch, kept):
+def test_weights_that_are_not_finite_are_never_saved(tmp_path, monkeypatch, kept):
     real = Training.update
 
     def poisoned(self, rate):
@@ -438,7 +438,7 @@ def test_weights_that_are_no_numbers_are_never_kept(tmp_path, monkeypatch, kept)
     assert not kept or names(tmp_path / "run") == ["log.jsonl", "options.json", *states(2)]
 
 
-def test_a_checkpoint_holds_no_code_and_is_read_as_it_was_written(half):
+def test_a_checkpoint_contains_its_report_log_size_and_schema(half):
     state = read_state(half / "state-000004.safetensors")
     assert (state.report.step, state.report.share) == (4, 4 / 6)
     assert state.log_bytes == sum(len(line) + 1 for line in (half / "log.jsonl").read_text().splitlines()[:4])
@@ -450,7 +450,7 @@ def test_a_checkpoint_holds_no_code_and_is_read_as_it_was_written(half):
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
-    """A training that was killed at every moment and continued: see ``killed.py``."""
+    """Runs that were killed at every moment and resumed (see ``killed.py``): their folder, and how they ended."""
     folder = tmp_path_factory.mktemp("killed")
     manifest(folder)
     words = ("train", "--manifest", "pairs.csv", "--method", "tiny_training:TINY", "--steps", "3")
@@ -463,23 +463,24 @@ def killed(tmp_path_factory):
         text=True,
         timeout=300,
     )
-    assert (done.returncode, done.stderr) == (0, "")  # and no kill leaves what a warning would be given of
+    assert (done.returncode, done.stderr) == (0, "")  # and no run gave a warning
     return folder, json.loads(done.stdout.splitlines()[-1])
 
 
-def test_training_is_killed_everywhere_and_continued(killed):
+def test_runs_killed_at_any_moment_can_be_resumed(killed):
     _, ends = killed
     assert ends["plain"] == 0
     whole, continued = ends["moments"]
     assert whole == 0
     assert len(continued) > 20
     assert set(continued) == {0}
-    assert all(first in (-signal.SIGKILL, 0) and second == 0 for first, second in ends["outside"])  # it may be too late
+    # A kill may come after the end of the run.
+    assert all(first in (-signal.SIGKILL, 0) and second == 0 for first, second in ends["outside"])
     assert ends["again"][:2] == [-signal.SIGKILL] * 2
     assert ends["again"][-1] == 0
 
 
-def test_whatever_the_moment_the_run_ends_alike(killed):
+def test_runs_killed_at_any_moment_end_with_the_same_files(killed):
     folder, ends = killed
     runs = [path.parent for path in folder.glob("*/options.json")]
     assert len(runs) == len(ends["moments"][1]) + len(("plain", "copied", "again", "outside-1", "outside-3"))
@@ -501,13 +502,13 @@ def words(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_step_and_leaves_a_checkpoint(words, monkeypatch, number):
+def test_a_signal_completes_the_step_and_saves_a_checkpoint(words, monkeypatch, number):
     real = Log.write
 
     def interrupted(self, report):
         real(self, report)
         if report.step == 2 and not report.resumed:
-            signal.raise_signal(number)  # its handler has run on return, whatever other threads there are
+            signal.raise_signal(number)  # returns after the handler has run, even with other threads
 
     run(*words, "--out", "whole")
     handlers = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
@@ -534,7 +535,7 @@ def test_a_second_signal_does_not_wait_for_the_step(words, monkeypatch):
     assert names(Path("run")) == ["log.jsonl", "options.json"]
 
 
-def test_a_finished_run_is_left_as_it_is(words):
+def test_a_finished_run_is_not_changed(words):
     assert run(*words, "--out", "run")[0] == 0
     before = {path.name: path.read_bytes() for path in Path("run").iterdir()}
     code, out, _ = run(*words, "--out", "run", "--resume")
@@ -545,7 +546,7 @@ def test_a_finished_run_is_left_as_it_is(words):
     assert {path.name: path.read_bytes() for path in Path("run").iterdir()} == before
 
 
-def test_other_scans_under_the_same_names_are_noticed(words, tmp_path, monkeypatch):
+def test_other_scans_with_the_same_file_names_are_refused(words, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("ppdm.training.on_manifest.save", full_disk)
         assert "No space left" in refused(1, *words, "--out", "run")
@@ -554,7 +555,7 @@ def test_other_scans_under_the_same_names_are_noticed(words, tmp_path, monkeypat
     assert 'pairs.sha256 was "' in refused(1, *words, "--out", "run", "--resume")
 
 
-def test_a_model_that_the_disk_did_not_take_is_written_when_it_does(words, monkeypatch):
+def test_a_model_that_could_not_be_written_is_written_on_resume(words, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("ppdm.checkpoint.write_together", full_disk)
         assert "run cannot be written (No space left on device)" in refused(1, *words, "--out", "run")
@@ -564,13 +565,13 @@ def test_a_model_that_the_disk_did_not_take_is_written_when_it_does(words, monke
     assert load_model("run").steps == 4
 
 
-def test_a_full_disk_is_said_in_a_sentence(words, monkeypatch):
+def test_a_full_disk_is_reported_with_the_file_name(words, monkeypatch):
     monkeypatch.setattr("ppdm.training.run.write_state", full_disk)
     sentence = refused(1, *words, "--out", "run", "--save-every", 1)
     assert "run/state-000001.safetensors cannot be written (No space left on device)" in sentence
 
 
-def test_the_schedule_of_a_run_is_in_its_options(words):
+def test_the_options_of_a_run_contain_its_schedule(words):
     more = ("--accumulate", 2, "--augment", "flip:dw", "--learning-rate", 3e-4, "--validate-every", 3)
     assert run(*words, *more, "--out", "run")[0] == 0
     kept = json.loads(Path("run/options.json").read_text())
@@ -578,7 +579,7 @@ def test_the_schedule_of_a_run_is_in_its_options(words):
     options = kept["options"]
     assert (options["steps"], options["accumulate"], options["augment"]) == (4, 2, {"axes": "dw"})
     assert (options["validate_every"], options["pairs"]["count"], options["validation_pairs"]["count"]) == (3, 2, 1)
-    # A method of a registered name is renamed after its attribute.
+    # A method whose name is registered is renamed after its attribute.
     method = replace(TINY, name="tiny", optimisation=replace(TINY.optimisation, learning_rate=3e-4))
     assert options["method"] == method.to_dict()
     assert load_model("run").method == method

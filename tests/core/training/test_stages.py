@@ -1,4 +1,4 @@
-"""A training of several stages that is interrupted in any of them ends as if it had not been."""
+"""A run of several training stages that is interrupted in any of them resumes to the same result."""
 
 import json
 import signal
@@ -25,7 +25,7 @@ TIMES = ("seconds", "steps_per_second", "resumed")
 
 
 class Died(Exception):
-    """What a progress raises to end a training as a crash would."""
+    """Raised by a progress callback to end training like a crash."""
 
 
 def go(folder, *, save_steps=1, dies_after=None):
@@ -59,16 +59,16 @@ def ends_alike(folder, whole):
 
 
 @pytest.mark.slow
-# Of three steps in each stage. The last one loses a step of both.
+# Each stage has three steps. The last case loses a step of both stages.
 @pytest.mark.parametrize(("dies_after", "save_steps"), [(2, 1), (3, 1), (4, 1), (5, 1), (4, 2)])
-def test_a_training_that_died_in_either_stage_ends_alike(tmp_path, whole, dies_after, save_steps):
+def test_a_run_that_died_in_either_stage_resumes_to_the_same_result(tmp_path, whole, dies_after, save_steps):
     with pytest.raises(Died):
         go(tmp_path / "run", dies_after=dies_after, save_steps=save_steps)
     ends_alike(tmp_path / "run", whole)
 
 
 @pytest.mark.slow
-def test_a_training_that_was_killed_in_its_second_stage_ends_alike(tmp_path, whole):
+def test_a_run_killed_in_its_second_stage_resumes_to_the_same_result(tmp_path, whole):
     code = f"import sys; sys.path[:0] = {sys.path!r}; import test_stages; test_stages.killed({str(tmp_path / 'run')!r})"
     done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], timeout=300)
     assert done.returncode == -signal.SIGKILL
@@ -77,7 +77,7 @@ def test_a_training_that_was_killed_in_its_second_stage_ends_alike(tmp_path, who
 
 
 def killed(folder):
-    """Kill this process when the fifth step has been done and nothing of it kept."""
+    """Train, and kill this process after the fifth step, before a checkpoint of it is saved."""
 
     def progress(report):
         if report.step == 5:
@@ -87,7 +87,7 @@ def killed(folder):
     fit(METHOD, PAIRS, run=run, progress=progress, steps=6, batch_size=2, accumulate=2, augment=Flip(), seed=3)
 
 
-def test_the_log_and_the_checkpoint_say_the_stage(whole):
+def test_the_log_and_the_checkpoint_contain_the_stage(whole):
     folder, _ = whole
     assert [row["stage"] for row in rows(folder)] == ["representation"] * 3 + ["diffusion"] * 3
     state = read_state(folder / "state-000006.safetensors")
@@ -96,7 +96,7 @@ def test_the_log_and_the_checkpoint_say_the_stage(whole):
     assert not any(name.startswith("optimiser.") and ".representation." in name for name in state.tensors)
 
 
-def test_a_checkpoint_of_a_stage_that_there_is_not_is_refused(tmp_path, whole):
+def test_a_checkpoint_of_an_unknown_stage_is_refused(tmp_path, whole):
     with pytest.raises(Died):
         go(tmp_path / "run", dies_after=2)
     run = Run(tmp_path / "run", resume=True)

@@ -1,4 +1,4 @@
-"""Losses without a gradient: of validation pairs, and of predictions that need no training."""
+"""The validation loss, and its comparison with predictions that need no training."""
 
 import json
 from dataclasses import replace
@@ -29,23 +29,23 @@ def last_report(method, **options):
     ("kernel", "target"),
     [(kernel, target) for kernel in (Brownian(), Linear(0.5), Gaussian()) for target in kernel.targets],
 )
-def test_an_output_means_one_x0(kernel, target):
+def test_x0_of_undoes_output_of(kernel, target):
     x0, x_t, y = (torch.randn(2, 1, 4, 4, 4, generator=torch.Generator().manual_seed(k)) for k in range(3))
     t = torch.tensor([0.3, 0.8]).reshape(-1, 1, 1, 1, 1)
     back = x0_of(target, kernel, output_of(target, kernel, x0, x_t, y, t), x_t, y, t)
     torch.testing.assert_close(back, x0, rtol=0, atol=1e-5)
 
 
-def test_the_loss_that_needs_no_training_is_that_of_the_source_or_of_zeros():
+def test_the_untrained_loss_is_the_lower_one_of_the_source_and_of_zeros():
     def untrained_loss(method):
         return compared_with_untrained(method, method.build(), PAIRS)[1]
 
     plain = replace(TINY, loss=Loss(p=2, gradient=0, mode="off"))
     differences = [float(np.mean((target - source) ** 2)) for source, target in PAIRS]
     assert untrained_loss(plain) == pytest.approx(np.mean(differences), rel=1e-6)
-    # An untrained network returns zeros, and zeros are the residual of the source.
+    # An untrained network returns zeros, and a residual of zeros gives the source.
     assert untrained_loss(TINY) == validation_loss(TINY, TINY.build(), PAIRS)
-    # Of noise, zeros miss the variance of 1. The source misses it by less than that where it is close to the target.
+    # For noise, the loss of zeros is the variance, 1. That of the source is lower if it is close to the target.
     noise = replace(DDPM, loss=Loss(p=2))
     zeros, source = (validation_loss(noise, noise.build(), PAIRS, guess=guess) for guess in (guess_zero, guess_source))
     assert zeros == pytest.approx(1, rel=0.1)
@@ -57,7 +57,7 @@ def test_the_loss_that_needs_no_training_is_that_of_the_source_or_of_zeros():
 
 
 @pytest.mark.slow
-def test_a_training_that_learns_nothing_says_so_and_one_that_learns_does_not(tmp_path):
+def test_a_run_that_learns_nothing_gets_a_note_and_one_that_learns_does_not(tmp_path):
     stuck = last_report(tuned(TINY, learning_rate=1e-12), steps=3, log=tmp_path / "log.jsonl")
     assert "no better than an untrained one: its loss is" in untrained_note(tmp_path / "log.jsonl")
     assert stuck.average_loss == pytest.approx(stuck.untrained_loss, rel=1e-3)

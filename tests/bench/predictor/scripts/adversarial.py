@@ -1,4 +1,4 @@
-"""Two optimizers that take turns."""
+"""Two optimizers that step alternately."""
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""``main()`` with argparse, an entry guard, a folder for results, and a logger that writes a file."""
+"""A ``main()`` with argparse and an entry guard, a folder for results, and a log file."""
 
 import argparse
 import json

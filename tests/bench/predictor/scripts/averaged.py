@@ -1,4 +1,4 @@
-"""Exponential moving average of the weights, by hand and by PyTorch."""
+"""Exponential moving averages of the weights, computed by hand and by PyTorch."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""A progress bar with the loss, and a list of numbers."""
+"""A progress bar that shows the loss, and a list of losses."""
 
 import torch
 from torch import nn

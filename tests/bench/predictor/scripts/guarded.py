@@ -1,4 +1,4 @@
-"""Stops if the loss is not a number, or if it does not become smaller."""
+"""The script stops if the loss is not finite or no longer decreases."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Keeps the outputs of every step on the device."""
+"""A leak: the outputs and losses of every step stay on the device."""
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""A loop over a DataLoader, as a tutorial has it."""
+"""A training loop over a DataLoader, as in a tutorial."""
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""A checkpoint after every step, the best one too, and both read again."""
+"""Every step writes a checkpoint, saves the best one separately, and reads the last one again."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Validation after every step, of a larger batch than training, which makes the peak."""
+"""Validation after every step; its batch is larger than that of training and causes the peak."""
 
 import torch
 from torch import nn
