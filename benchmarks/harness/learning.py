@@ -57,6 +57,11 @@ class Case:
     steps: int = STEPS
 
     @property
+    def follows_rule(self) -> bool:
+        """Whether the learning rate is that of the rule."""
+        return self.method.optimisation.learning_rate is None
+
+    @property
     def labels(self) -> dict[str, str]:
         """The columns that identify the training."""
         rate = f"{self.method.learning_rate:g}"
@@ -138,7 +143,7 @@ def main() -> None:
     file = arguments.results / "learning.csv"
     rows = list(csv.DictReader(file.open())) if file.exists() else []
     for case in [] if arguments.table else cases():
-        for steps in (STEPS, *MORE_STEPS):
+        for steps in (STEPS, *MORE_STEPS) if case.follows_rule else (STEPS, MORE_STEPS[0]):
             longer = replace(case, steps=steps)
             row = next((row for row in rows if longer.labels.items() <= row.items()), None)
             if row is None:
