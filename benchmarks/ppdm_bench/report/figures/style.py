@@ -47,6 +47,7 @@ PHASE_COLOURS = {"train": BLUE, "sample": ORANGE, "autoencoder_train": GREEN, "d
 
 DASHED = (0, (4, 2))
 DOTTED = (0, (1, 1.5))
+DASHES = ("-", DASHED, DOTTED, (0, (5, 1.5, 1, 1.5)), (0, (5, 1.5, 1, 1.5, 1, 1.5)))  # of lines of one colour
 HOLLOW: dict[str, Any] = {"linestyle": "", "markersize": 4, "markerfacecolor": "none", "markeredgewidth": 0.8}
 ON_WHITE: dict[str, Any] = {"bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.6}}  # for text over lines
 

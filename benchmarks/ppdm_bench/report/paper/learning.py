@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -91,7 +91,7 @@ def show(library: Library) -> FigureContent:
     if not curves:
         raise MissingRecords("scores during training; `ppdm-bench quality --curve 6` makes them")
     best = [max(same, key=lambda curve: curve.end) for same in grouped(curves, _apart_from_evaluations).values()]
-    panels = list(grouped(best, lambda curve: curve.last.data).values())
+    panels = [_of_one_network(panel) for panel in grouped(best, lambda curve: curve.last.data).values()]
     timed = all(curve.seconds is not None for curve in curves)
     about = (
         "PSNR of the averaged weights at fixed shares of each training, on subjects of the split val, against "
@@ -100,13 +100,15 @@ def show(library: Library) -> FigureContent:
             if timed
             else "the number of steps"
         )
-        + ". Each method is shown at the number of network evaluations that is best at its end; the table has all. "
+        + ". Each method is shown at the number of network evaluations that is best at its end, with the network that "
+        "most methods share; the table has all. "
         "Grey: the input. The learning rate falls to 0 only at the end. "
         f"{'; '.join(group_title([panel[0].last]) for panel in panels)}; "
         f"{seeds_text(curve.last for curve in curves)}."
     )
     methods = style.method_markers(library.records)  # a method has one colour in all figures
-    marks = style.markers_of_colours({curve.last.label: methods[curve.last.method].colour for curve in curves})
+    drawn = [curve for panel in panels for curve in panel]
+    marks = style.markers_of_colours({curve.last.label: methods[curve.last.method].colour for curve in drawn})
     records = [record for curve in curves for record in curve.records]
     return FigureContent(_table(curves, library), lambda column: _figure(panels, marks, inputs, column), about, records)
 
@@ -114,6 +116,12 @@ def show(library: Library) -> FigureContent:
 def _apart_from_evaluations(curve: Curve) -> str:
     design = {name: part for name, part in curve.last.design.items() if name != "sampling"}
     return json.dumps([curve.last.data, curve.last.label, design, curve.total, curve.seconds])
+
+
+def _of_one_network(panel: Sequence[Curve]) -> list[Curve]:
+    """Return the curves with the network that most of them have."""
+    groups = grouped(panel, lambda curve: json.dumps(curve.last.design.get("network"), sort_keys=True))
+    return max(groups.values(), key=len)
 
 
 def _table(curves: Sequence[Curve], library: Library) -> Table:
@@ -145,8 +153,10 @@ def _figure(
     panels: Sequence[Sequence[Curve]], marks: dict[str, Marker], inputs: dict[str, float], column: Column
 ) -> Figure:
     names = dict.fromkeys(curve.last.label for panel in panels for curve in panel)
+    looks = _looks({name: marks[name] for name in names})
     columns = 3 if column == "double" else 1
-    figure, grid = style.panels(column, len(panels), 2.2, head=0.5 + 0.16 * -(-len(names) // columns), across=3)
+    head = 0.5 + 0.16 * -(-len(names) // columns)
+    figure, grid = style.panels(column, len(panels), 2.2, head, across=2 if len(panels) in (2, 4) else 3)
     for axes, panel in zip(grid, panels, strict=True):
         in_seconds = all(curve.seconds is not None for curve in panel)
         style.plain_axes(axes, "both", "training time (min)" if in_seconds else "training steps", "PSNR (dB)")
@@ -155,16 +165,21 @@ def _figure(
             axes.axhline(before, color="0.6", linewidth=0.9, linestyle=style.DASHED, zorder=1)
         for curve in panel:
             places = [curve.place(share, in_seconds) for share in curve.means]
-            axes.plot(places, [*curve.means.values()], **_look(marks[curve.last.label]), zorder=2)
+            axes.plot(places, [*curve.means.values()], **looks[curve.last.label], zorder=2)
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         axes.set_xlim(left=0)
-    style.title(figure, "Learning curves: quality on val against training. Dashed: the input.")
-    entries = [Line2D([], [], **_look(marks[name]), label=plain_label(name)) for name in names]
+    style.title(figure, "Learning curves: quality on val against training. Grey: the input.")
+    entries = [Line2D([], [], **look, label=plain_label(name)) for name, look in looks.items()]
     style.legend(figure, entries, columns)
     return figure
 
 
-def _look(marker: Marker) -> dict[str, Any]:
-    look = {"color": marker.colour, "marker": marker.shape}
-    return look | {"markersize": 3.5, "linewidth": 0.9, "markeredgewidth": 0}
+def _looks(marks: Mapping[str, Marker]) -> dict[str, dict[str, Any]]:
+    """Return the look of each line; lines of one colour also differ in their dashes."""
+    looks: dict[str, dict[str, Any]] = {}
+    for name, marker in marks.items():
+        alike = sum(look["color"] == marker.colour for look in looks.values())
+        look = {"color": marker.colour, "marker": marker.shape, "linestyle": style.DASHES[alike % len(style.DASHES)]}
+        looks[name] = look | {"markersize": 3.5, "linewidth": 0.9, "markeredgewidth": 0}
+    return looks
