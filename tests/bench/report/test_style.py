@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -47,6 +48,18 @@ def test_labels_at_one_place_move_apart_and_others_stay() -> None:
     assert boxes[0].y0 < boxes[1].y0 < boxes[2].y0
     assert far.xyann[1] == beside.xyann[1] == pytest.approx(0, abs=1e-6)
     assert near[1].xyann[1] == pytest.approx(0, abs=1)  # the mean position of a cluster does not change
+
+
+def test_labels_at_the_top_stay_below_the_title() -> None:
+    figure = style.new_figure("single", 3)
+    axes = figure.add_subplot()
+    axes.set(xlim=(0, 2), ylim=(0, 10))
+    labels = [style.end_label(axes, 1, 10, f"name {n}", "black") for n in range(4)]
+    style.move_apart(figure, [labels])
+    figure.draw_without_rendering()
+    boxes = sorted((Text.get_window_extent(label) for label in labels), key=lambda box: float(box.y0))
+    assert boxes[-1].y1 <= axes.bbox.y1 + 1
+    assert all(low.y1 <= high.y0 + 1 for low, high in pairwise(boxes))
 
 
 def test_a_drawing_is_saved_with_a_palette_and_an_image_in_full_colour(tmp_path: Path) -> None:

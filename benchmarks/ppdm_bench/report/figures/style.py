@@ -225,7 +225,8 @@ def write_beside(
 def end_label(axes: Axes, x: float, y: float, text: str, colour: str) -> Annotation:
     """Write a name to the right of a data point, and connect both by a thin line; see :func:`move_apart`."""
     line = {"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2, "relpos": (0, 0.5)}
-    return write_beside(axes, x, y, text, 12, va="center", color="0.15", arrowprops=line)
+    dimmed = ON_WHITE["bbox"] | {"alpha": 0.7}  # markers behind the name stay visible
+    return write_beside(axes, x, y, text, 12, va="center", color="0.15", arrowprops=line, bbox=dimmed)
 
 
 def move_apart(figure: Figure, panels: Sequence[Sequence[Annotation]]) -> None:
@@ -248,22 +249,27 @@ def move_apart(figure: Figure, panels: Sequence[Sequence[Annotation]]) -> None:
             right = max(right, box.x1)
         for column in columns:
             column.sort(key=lambda one: one[0])
-            for (height, label), place in zip(column, _spread([height for height, _ in column]), strict=True):
+            axes = column[0][1].axes
+            assert isinstance(axes, Axes)
+            highest = axes.bbox.y1 * points - _LABEL_DISTANCE / 2  # a higher label would cover the title of the axes
+            for (height, label), place in zip(column, _spread([height for height, _ in column], highest), strict=True):
                 label.xyann = (label.xyann[0], place - height)
 
 
-def _spread(heights: Sequence[float]) -> list[float]:
-    """Return sorted heights moved to a minimum distance; each cluster of moved heights keeps its mean."""
+def _spread(heights: Sequence[float], highest: float) -> list[float]:
+    """Return sorted heights moved to a minimum distance, at most to `highest`; a cluster keeps its mean if it can."""
     clusters: list[list[float]] = []
     for height in heights:
         clusters.append([height])
         while len(clusters) > 1 and _top(clusters[-2]) > 2 * fmean(clusters[-1]) - _top(clusters[-1]):
             clusters[-2:] = [clusters[-2] + clusters[-1]]
-    return [
+    places = [
         fmean(cluster) + _LABEL_DISTANCE * (n - (len(cluster) - 1) / 2)
         for cluster in clusters
         for n in range(len(cluster))
     ]
+    above = reversed(range(len(places)))  # number of labels above each place
+    return [min(place, highest - _LABEL_DISTANCE * n) for place, n in zip(places, above, strict=True)]
 
 
 def _top(cluster: Sequence[float]) -> float:
