@@ -99,9 +99,10 @@ class Job:
 
     @property
     def part(self) -> tuple[object, ...]:
-        """Key of the jobs that are gathered together: a tier whose points are compared, or all jobs of a method."""
-        together = self.tier in ("claims", "factors")
-        return (self.tier,) if together else (self.tier, self.method, self.settings)
+        """Key of the jobs that are gathered together: those whose points are compared, or all jobs of a method."""
+        if self.tier == "factors":
+            return self.tier, self.data.name
+        return (self.tier,) if self.tier == "claims" else (self.tier, self.method, self.settings)
 
     @property
     def name(self) -> str:
