@@ -6,8 +6,9 @@ that the code names. The reducer of ``DistributedDataParallel`` runs unchanged, 
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, distributed
@@ -18,9 +19,13 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from ppdm_bench.predictor.operator_traits import tensors_in
 from ppdm_bench.predictor.sizes import PredictionError
+from ppdm_bench.predictor.timeline import Place
+
+if TYPE_CHECKING:
+    from ppdm_bench.predictor.trace import Trace
 
 
-def distributed_patches() -> Iterator[Any]:
+def distributed_patches(trace: "Trace") -> Iterator[Any]:
     """Patches of ``torch.distributed`` and ``torch.nn.parallel``."""
     yield mock.patch.object(parallel_functions, "_streams", None)  # streams that PyTorch caches for later calls
     yield mock.patch.object(comm, "scatter", _scatter)
@@ -33,15 +38,27 @@ def distributed_patches() -> Iterator[Any]:
         for name, stand_in in _OBJECTS.items():
             yield mock.patch.object(module, name, stand_in)
     yield mock.patch.object(ddp, "_verify_param_shape_across_processes", _nothing)
+    yield from _reducer_patches(trace)
+    yield _GroupsDestroyed()
+
+
+def _reducer_patches(trace: "Trace") -> Iterator[Any]:
+    """Patches that put the buckets of ``DistributedDataParallel`` where its parameters are."""
     bindings: Any = torch._C._distributed_c10d
-    rebuild = bindings.Reducer._rebuild_buckets
+    init, rebuild = bindings.Reducer.__init__, bindings.Reducer._rebuild_buckets
+    places = WeakKeyDictionary[Any, Place]()
+
+    def init_reducer(reducer: Any, parameters: Sequence[Tensor], *args: Any, **kwargs: Any) -> None:
+        with trace.placing(trace.place(parameters[0])):
+            init(reducer, parameters, *args, **kwargs)
+        places[reducer] = trace.place(parameters[0])
 
     def rebuild_buckets(reducer: Any) -> bool:
-        with _RealIndices():
+        with _RealIndices(), trace.placing(places.get(reducer, trace.home)):
             return bool(rebuild(reducer))
 
+    yield mock.patch.object(bindings.Reducer, "__init__", init_reducer)
     yield mock.patch.object(bindings.Reducer, "_rebuild_buckets", rebuild_buckets)
-    yield _GroupsDestroyed()
 
 
 def _init_process_group(init: Callable[..., None]) -> Callable[..., None]:
@@ -103,7 +120,8 @@ class _RealIndices(TorchDispatchMode):
         if kwargs.get("dtype") is torch.int32 or types == (Tensor,) or op.namespace == "c10d":
             with _disable_current_modes():
                 return op(*args, **kwargs)
-        return op(*args, **kwargs)
+        with torch._C.DisableTorchFunction():  # the reducer names the CPU, where all fake tensors are; the code did not
+            return op(*args, **kwargs)
 
 
 def _nothing(*_: Any, **__: Any) -> None:

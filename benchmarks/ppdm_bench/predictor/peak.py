@@ -210,8 +210,8 @@ def predicting(
         trace = stack.enter_context(tracing(fake, on_cuda, limit, modules, home, kernels))
         if on_cuda:
             stack.enter_context(fake_cuda_device(trace))
-        for patches in (file_patches(trace), saving_patches(trace), loader_patches(trace), distributed_patches()):
-            for patch in patches:
+        for patches in (file_patches, saving_patches, loader_patches, distributed_patches):
+            for patch in patches(trace):
                 stack.enter_context(patch)
         if trace.target and trace.target.workspace:
             trace.timeline.allocate(trace.target.workspace, "workspace", "fitted")

@@ -65,12 +65,28 @@ def test_equal_numbers_of_different_types_are_distinguished(noted):
     assert run(aten.mul.Tensor, (x, 1.0), {}).dtype is torch.float32
 
 
-def test_an_operator_that_changes_a_shape_in_place_is_not_cached(noted):
+@pytest.mark.parametrize(
+    ("op", "others", "shape"),
+    [
+        (aten.squeeze_.default, (), (3, 2)),
+        (aten.unsqueeze_.default, (0,), (1, 3, 1, 2)),
+        (aten.transpose_.default, (0, 2), (2, 1, 3)),
+        (aten.resize_.default, ([6],), (6,)),
+    ],
+)
+def test_an_operator_that_changes_a_shape_in_place_is_not_cached(noted, op, others, shape):
     run, earnest = noted
     for calls in (1, 2):
-        x = torch.empty(3, 1)
-        run(aten.squeeze_.default, (x,), {})
-        assert x.shape == (3,)
+        x = torch.empty(3, 1, 2)
+        run(op, (x, *others), {})
+        assert x.shape == shape
+        assert earnest.calls == calls
+
+
+def test_an_operator_whose_result_depends_on_data_is_not_cached(noted):
+    run, earnest = noted
+    for calls in (1, 2):
+        run(aten._local_scalar_dense.default, (torch.empty((), dtype=torch.int64),), {})  # the operator of `x.item()`
         assert earnest.calls == calls
 
 

@@ -71,5 +71,5 @@ def test_variables_before_the_command_are_set() -> None:
 )
 def test_a_command_that_cannot_be_started_is_refused(folder: Path, words: list[str], said: str) -> None:
     command(folder / "bin" / "shell", "#!/bin/sh\n")
-    with pytest.raises(ValueError, match=said.replace("no command", "not a command")):
+    with pytest.raises(ValueError, match=said):
         read(*words)

@@ -1,19 +1,25 @@
 """A number that depends on data stays marked through all arithmetic, and is refused as a size."""
 
+import builtins
+import marshal
 import math
+import statistics
+import sysconfig
 import textwrap
 from collections.abc import Callable
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from ppdm_bench import ScriptError, predict_script
-from ppdm_bench.predictor import PredictionError, lines, predict_peak
+from ppdm_bench.predictor import PredictionError, predict_peak
+from ppdm_bench.predictor.script.kept_floats import keep_floats
+from ppdm_bench.predictor.trace import Trace
 
 SIZES: dict[str, Callable[[Tensor], Any]] = {
     "itself": lambda n: n.item(),
@@ -91,7 +97,26 @@ def test_float_in_a_script_keeps_the_mark(size: str, tmp_path: Path) -> None:
         predict_script(["python", str(tmp_path / "train.py")], target="cpu")
 
 
-def test_pytorch_and_the_standard_library_are_internal_and_other_packages_are_not() -> None:
-    assert not lines.is_internal(nibabel.__file__)
-    assert lines.is_internal(torch.__file__)
-    assert lines.is_internal(textwrap.__file__)
+def test_float_is_replaced_in_own_files_and_in_packages_that_use_pytorch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packages = tmp_path / "site-packages"
+    packages.mkdir()
+    paths = sysconfig.get_paths() | {"purelib": str(packages)}
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: paths)
+    replaced = {
+        tmp_path / "own.py": True,
+        packages / "with_pytorch.py": True,
+        packages / "without.py": False,
+        Path(torch.optim.lr_scheduler.__file__): False,
+        Path(statistics.__file__): False,
+    }
+    for path, text in zip(replaced, ("", "import torch\n", ""), strict=False):
+        path.write_text(f"{text}x = float(1)\n")
+    # Both are set again after the test; the code replaces them until the process ends.
+    monkeypatch.setattr(builtins, "__kept_float__", None, raising=False)
+    monkeypatch.setattr(SourceFileLoader, "get_code", SourceFileLoader.get_code)
+    keep_floats(Trace())
+    for path, expected in replaced.items():
+        assert "float(" in path.read_text()
+        assert (b"__kept_float__" in marshal.dumps(SourceFileLoader("a", str(path)).get_code("a"))) == expected, path

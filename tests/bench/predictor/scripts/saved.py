@@ -1,4 +1,4 @@
-"""Every step writes a checkpoint, saves the best one separately, and reads the last one again."""
+"""Every step writes a checkpoint, saves the best one separately, and reads both again."""
 
 import os
 
@@ -21,3 +21,4 @@ for step in range(10):
         torch.save(net.state_dict(), "checkpoints/best.pt")
     state = torch.load("checkpoints/last.pt", map_location=device)
     net.load_state_dict(state["net"])
+    net.load_state_dict(torch.load("checkpoints/best.pt", map_location=device))
