@@ -233,7 +233,7 @@ def test_a_line_of_binary_data_is_left_out(tmp_path: Path) -> None:
     with file.path.open("ab") as raw:
         raw.write(b"\x00\x00\xff\xfe\n")
     with pytest.warns(RecordWarning, match="line 2"):
-        assert file.read() == file.read()[:1]
+        assert file.read() == [simple(1)]
 
 
 def test_a_later_schema_in_a_file_is_an_error(tmp_path: Path) -> None:

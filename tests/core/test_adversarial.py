@@ -135,6 +135,14 @@ def test_adversarial_options_are_stored_only_if_they_are_used() -> None:
     assert Method.from_dict(GAN.to_dict()) == GAN
 
 
+def test_descriptions_of_versions_without_adversarial_options_are_read() -> None:
+    """The loss had three fields at first; the weight, the adversarial term and its discriminator were added later."""
+    first = {"p": 1, "gradient": 0.0, "mode": "off"}
+    assert Method.from_dict(PLAIN.to_dict() | {"loss": first}) == PLAIN
+    wide = replace(GAN, loss=Loss(p=1, adversarial=0.01, discriminator_width=64))
+    assert Method.from_dict(GAN.to_dict() | {"loss": first | {"adversarial": 0.01}}) == wide
+
+
 # --- the discriminator
 
 

@@ -144,11 +144,21 @@ def test_a_pickle_is_refused_and_not_executed(tmp_path, name, read, wrap, number
 
 @pytest.mark.parametrize("number", range(6))
 @pytest.mark.parametrize("name", ["records.jsonl", "records.jsonl.gz"])
-def test_a_pickle_in_a_record_file_is_skipped_with_a_warning_and_not_executed(tmp_path, name, number):
-    content = pickles(tmp_path / MARK)[number]
+def test_a_pickle_among_records_is_skipped_with_a_warning_and_not_executed(tmp_path, name, number):
+    record = Record(metric="a", value=1, kind="measured")
+    line = record.to_json().encode()
+    content = b"\n".join((line, pickles(tmp_path / MARK)[number], line))
     (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
     with pytest.warns(RecordWarning, match="unreadable"):
-        assert RecordFile(tmp_path / name).read() == []
+        assert RecordFile(tmp_path / name).read() == [record, record]
+    assert not (tmp_path / MARK).exists()
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_a_pickle_in_place_of_a_compressed_record_file_is_refused_and_not_executed(tmp_path, number):
+    (tmp_path / "records.jsonl.gz").write_bytes(pickles(tmp_path / MARK)[number])
+    with pytest.raises(RecordError, match="cannot read records from"):
+        RecordFile(tmp_path / "records.jsonl.gz").read()
     assert not (tmp_path / MARK).exists()
 
 

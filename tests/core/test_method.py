@@ -511,10 +511,22 @@ def test_the_sample_is_the_last_prediction_of_x0() -> None:
 
 
 def test_without_concatenation_the_network_gets_only_the_state() -> None:
+    """The source then reaches the network only through the state, which starts at the source."""
     method = replace(BRIDGE, window=Whole(concatenate=False))
-    x = volumes(1, 1, 4, 4, 4)
-    assert sample(method, network(method), x).shape == x.shape
-    assert training_loss(method, network(method), x, x).isfinite().all()
+    net, state, t = network(method), volumes(1, 8, 4, 4, 4), torch.tensor([0.5])
+    latents = [volumes(1, 8, 4, 4, 4, seed=seed) for seed in (1, 2)]
+    assert torch.equal(*(method.window.apply(net, state, t, y) for y in latents))
+    assert not torch.equal(*(BRIDGE.window.apply(network(BRIDGE), state, t, y) for y in latents))
+
+    seen: list[Tensor] = []
+    net.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    source = volumes(1, 1, 8, 8, 8)
+    sampled = sample(method, net, source)
+    assert torch.equal(seen[0], method.representation.encode(source))  # type: ignore[attr-defined]
+    assert not torch.equal(sampled, sample(method, net, volumes(1, 1, 8, 8, 8, seed=1)))
+    seen.clear()
+    assert training_loss(method, net, source, source).isfinite().all()
+    assert [x_t.shape for x_t in seen] == [state.shape]
 
 
 def test_a_source_that_is_not_a_batch_of_volumes_is_refused() -> None:

@@ -1,7 +1,4 @@
-"""The user-defined methods of docs/own_method.md, which are not registered, run through the commands.
-
-The commands are methods, memory, train, translate, evaluate and quality.
-"""
+"""The user-defined methods of docs/own_method.md, which are not registered, run through all commands with a method."""
 
 import json
 import re
@@ -17,6 +14,7 @@ from tiny_training import pair
 from ppdm.data.manifest import read_manifest
 from ppdm.data.volume import Volume, write_volume
 from ppdm_bench.commands import pair_sources
+from ppdm_bench.planning.search import CasePrediction
 from ppdm_bench.records import RecordFile
 
 pytestmark = pytest.mark.slow
@@ -24,6 +22,7 @@ pytestmark = pytest.mark.slow
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "own_method.md"
 NAMES = ["HAAR_BRIDGE", "PUZZLED_PATCHES", "LATENT_BRIDGE"]
 TINY = ("--width", 8, "--set", "network.multipliers=[1,2]")
+TINIEST = ("--width", 8, "--set", "network.multipliers=[1]", "--set", "network.residual_blocks=1")
 OWN_VALUE = """
 from dataclasses import dataclass, replace
 from ppdm import PPDM
@@ -59,7 +58,7 @@ def folder(tmp_path, monkeypatch, unrendered):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_user_defined_method_runs_through_the_commands(name, monkeypatch):
+def test_a_user_defined_method_runs_from_memory_and_training_to_quality(name, monkeypatch):
     own = ("--method", f"my_methods:{name}")
     code, out, err = run("methods", *own, "--json")
     (row,) = json.loads(out)
@@ -90,6 +89,22 @@ def test_a_user_defined_method_runs_through_the_commands(name, monkeypatch):
     assert code == 0, err
     scored = [r.metric for r in RecordFile("quality/mri-t1t2/records.jsonl").read() if r.subject]
     assert ("reconstruction_psnr" in scored, "psnr" in scored) == (learned, True)
+
+
+def test_plan_speed_and_ablate_take_a_user_defined_method_by_its_name(monkeypatch):
+    monkeypatch.setattr("ppdm_bench.planning.outlook.predict", lambda *_: CasePrediction(True, 1))
+    own, card = ("--method", "haar-bridge", *TINIEST, "--json"), ("--gpu", "RTX 4090", "--phase", "sample")
+    trained = ("--manifest", "pairs.csv", "--steps", 1, "--evaluations", 1, "--device", "cpu", "--out", "ablation")
+    for words in (
+        ("plan", *own, *card, "--res", 16),
+        ("speed", *own, *card, "--res", 8, "--device", "predict", "--evaluations", 1, "--out", "speed"),
+        ("ablate", *own, "--configurations", "none", *trained),
+    ):
+        code, out, err = run(*words)
+        assert code == 0, err
+        rows = [row for row in json.loads(out) if row["status"] == "ok"]
+        assert {row["method"] for row in rows} == {"haar-bridge"}
+        assert {"plan": "fits", "speed": "volume_seconds", "ablate": "psnr"}[words[0]] in {r["metric"] for r in rows}
 
 
 def test_an_unregistered_representation_is_measured_but_refused_for_training():

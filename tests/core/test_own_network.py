@@ -16,6 +16,7 @@ from ppdm.method import Method, training_loss
 from ppdm.network.backbone import BackboneNetwork
 from ppdm.representation import Puzzle
 from ppdm_baselines import METHODS
+from ppdm_bench.planning.search import CasePrediction
 
 MODULE = """
 from dataclasses import dataclass, replace
@@ -96,6 +97,24 @@ def test_a_user_defined_network_runs_through_memory_train_translate_and_quality(
     code, out, err = run("quality", *words, *quick, "--out", "quality")
     assert code == 0, err
     assert "small" in out
+
+
+@pytest.mark.slow
+def test_methods_plan_speed_and_ablate_take_a_user_defined_network(folder, monkeypatch):
+    """The network has no width and no levels, and the quick profile of an ablation sets neither."""
+    written(folder, "fourth_net")
+    monkeypatch.setattr("ppdm_bench.planning.outlook.predict", lambda *_: CasePrediction(True, 1))
+    own, card = ("--method", "fourth_net:SMALL", "--json"), ("--gpu", "RTX 4090", "--phase", "sample")
+    quick = ("--task", "mri-t1t2", "--subjects", 3, "--size", 12, "--steps", 1, "--evaluations", 1, "--device", "cpu")
+    for words in (
+        ("methods", *own),
+        ("plan", *own, *card, "--res", 16),
+        ("speed", *own, *card, "--res", 8, "--factor", 2, "--evaluations", 1, "--device", "predict", "--out", "speed"),
+        ("ablate", *own, *quick, "--quick", "--configurations", "none", "--out", "ablation"),
+    ):
+        code, out, err = run(*words)
+        assert code == 0, err
+        assert {row["method"] for row in json.loads(out)} == {"small"}
 
 
 @pytest.mark.filterwarnings("ignore:.*voxels")

@@ -11,7 +11,7 @@ from tiny_methods import generator, network, tiny, volumes
 from torch import Tensor, nn
 
 from ppdm import PPDM, Method, sample
-from ppdm.kernel import Gaussian
+from ppdm.kernel import KERNELS, Kernel, Linear
 from ppdm.representation import Haar, Identity, Puzzle
 from ppdm.tiling import blocks_of, number_of_blocks, ramp
 from ppdm.window import Patch, Whole
@@ -174,13 +174,14 @@ def test_a_seed_fixes_the_samples_in_blocks(name: str) -> None:
     assert not torch.equal(once, sample(replace(method, window=METHODS[name].window), net, source, generator(3)))
 
 
+@pytest.mark.parametrize("kernel", [*(kind() for kind in KERNELS.values()), Linear(0.1)], ids=str)
 @pytest.mark.parametrize("representation", [Identity(), Puzzle(2), Haar()], ids=str)
 @pytest.mark.parametrize("stochastic", [False, True])
 def test_sampling_in_blocks_equals_whole_sampling_for_a_local_network(
-    representation: Identity | Puzzle | Haar, stochastic: bool
+    kernel: Kernel, representation: Identity | Puzzle | Haar, stochastic: bool
 ) -> None:
-    """With a local network, all of sampling is local, also with a clamp and with noise."""
-    method = Method("free", representation, Whole(), Gaussian(), "x0")
+    """With a local network, all of sampling is local, with every kernel, also with a clamp and with noise."""
+    method = Method("free", representation, Whole(), kernel, "residual")
     method = replace(method, sampling=replace(method.sampling, stochastic=stochastic, clamp=0.7))
     channels = representation.channels(1)
     net = nn.Conv3d(2 * channels, channels, 1)

@@ -356,12 +356,14 @@ def test_the_output_has_the_format_of_the_input_or_the_requested_one(tmp_path, s
         (["a.nii"], "png", "one of nii, .*, got 'png'"),
     ],
 )
-def test_colliding_outputs_and_unknown_formats_are_refused(tmp_path, names, suffix, sentence):
+def test_colliding_outputs_and_unknown_formats_are_refused_before_the_computation(tmp_path, names, suffix, sentence):
     (tmp_path / "in").mkdir()
     for name in names:
         (tmp_path / "in" / name).touch()
+    options = {"suffix": suffix, "progress": lambda *_: pytest.fail("it began")}
     with pytest.raises(TranslationError, match=sentence):
-        translate(trained(), tmp_path / "in", tmp_path / "out", suffix=suffix)
+        translate(trained(), tmp_path / "in", tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_existing_data_file_is_not_replaced(tmp_path):

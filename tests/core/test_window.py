@@ -287,15 +287,27 @@ def test_invalid_slice_options_are_refused(fields: dict[str, object], sentence: 
     ids=str,
 )
 @pytest.mark.parametrize("representation", [Identity(), Puzzle(2), Puzzle((1, 2, 2)), Haar()], ids=str)
-def test_every_window_works_with_every_representation(representation: Representation, window: Window) -> None:
+def test_every_window_works_with_every_representation_and_loss(representation: Representation, window: Window) -> None:
     method = Method(
-        "free", representation, window, Brownian(), "residual", Loss(2, 1.0, "all"), SMALL,
-        optimisation=Optimisation(at_start=0.5),
-    )  # fmt: skip
+        "free", representation, window, Brownian(), "residual", network=SMALL, optimisation=Optimisation(at_start=0.5)
+    )
     network = method.build()
     source, target = volumes(2, 1, 7, 8, 9), volumes(2, 1, 7, 8, 9, seed=1)
-    loss = training_loss(method, network, source, target, generator())
-    assert loss.shape == (2,)
-    assert loss.isfinite().all()
+
+    def loss(value: Loss) -> Tensor:
+        with_loss = replace(method, loss=value)
+        discriminator = with_loss.build_discriminator()
+        found = training_loss(with_loss, network, source, target, generator(), discriminator=discriminator)
+        assert found.shape == (2,)
+        assert found.isfinite().all()
+        return found
+
+    for p in (1, 2):
+        alone = loss(Loss(p))
+        assert (alone > 0).all()
+        for mode in ("all", "cell"):
+            assert (loss(Loss(p, 1.0, mode)) > alone).all()
+        assert (loss(Loss(p, weight="scale")) < alone).all()  # this kernel's scale is below 1
+        assert (loss(Loss(p, adversarial=1.0, discriminator_width=2)) > alone).all()
     untrained = sample(method, network, source, generator())
     torch.testing.assert_close(untrained, source, rtol=1e-5, atol=1e-5)  # a residual of zero

@@ -120,10 +120,9 @@ def test_tables_and_figures_need_no_pytorch():
     places = [path.relative_to(PACKAGES[2]).with_suffix("") for path in (PACKAGES[2] / "report").rglob("*.py")]
     modules = [".".join(("ppdm_bench", *place.parts)).removesuffix(".__init__") for place in places]
     assert len(modules) > 40
-    names = ["ppdm_bench", "ppdm_bench.records", *(name.removesuffix(".__init__") for name in modules)]
+    names = ["ppdm_bench", "ppdm_bench.records", *modules]
     done = python(f"import sys\nfor name in {names}: __import__(name)\nprint('torch' in sys.modules)")
     assert (done.returncode, done.stdout.strip()) == (0, "False"), done.stderr
-    assert len(names) > 5
 
 
 def test_no_source_file_contains_a_marker_of_unfinished_work():

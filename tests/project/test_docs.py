@@ -388,23 +388,34 @@ def test_a_notebook_becomes_a_page_with_its_text_code_and_outputs(monkeypatch):
 # --- the site
 
 
-def test_the_command_line_reference_has_every_command_with_its_options(monkeypatch):
+def test_the_command_line_reference_has_every_option_of_every_command_with_its_help(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "docs"))
     page, other = ["# Title\n"], ["# Title\n"]
     import_module("conf").reference(None, "docs/cli", page)
     import_module("conf").reference(None, "docs/commands", other)
     assert other == ["# Title\n"]
     sections = dict(re.findall(r"^#+ `(ppdm-bench[^`]*)`\n(.*?)(?=^##|\Z)", page[0], re.MULTILINE | re.DOTALL))
-    for words in commands_below(COMMAND, "ppdm-bench"):
-        assert words in sections
+    commands = dict(commands_below(COMMAND, "ppdm-bench"))
+    assert set(sections) == set(commands)
+    for words, command in commands.items():
+        lines = re.findall(r"^\* `(.+?)`: (.+)$", sections[words].split("**Commands**")[0], re.MULTILINE)
+        arguments = [(one.metavar or one.name, one.help) for one in command.params if one.param_type_name == "argument"]
+        options = [
+            (one.opts[0], one.help) for one in command.params if one.param_type_name == "option" and not one.hidden
+        ]
+        expected = [*arguments, *options, ("--help", "Show this message and exit.")]
+        assert len(lines) == len(expected), words
+        for (spelled, text), (name, explained) in zip(lines, expected, strict=True):
+            assert explained
+            assert (spelled + " ").startswith(name + " "), words
+            assert text.startswith(explained), f"{words} {name}"
     assert "* `--shape DxHxW`: Volume size in voxels" in sections["ppdm-bench memory"]
     assert "[default: runs/memory]" in sections["ppdm-bench memory"]
-    assert "--for" not in sections["ppdm-bench plan"]
 
 
 def commands_below(command, name):
-    """Yield the full names of a command and of all its subcommands."""
-    yield name
+    """Yield the full name and the value of a command and of all its subcommands."""
+    yield name, command
     for word, inner in getattr(command, "commands", {}).items():
         yield from commands_below(inner, f"{name} {word}")
 

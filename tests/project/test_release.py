@@ -115,13 +115,18 @@ def test_pre_commit_runs_ruff_in_the_pinned_version():
 
 
 def test_issue_templates_are_valid_forms():
-    for path in (ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml"):
-        form = yaml.safe_load(path.read_text())
-        if path.stem != "config":
-            assert set(form) >= {"name", "description", "body"}, path.name
-            fields = [one for one in form["body"] if one["type"] != "markdown"]
-            assert len({one["id"] for one in fields}) == len(fields)
-            assert all(one["attributes"]["label"] for one in fields)
+    """GitHub does not show a form that breaks its schema."""
+    forms = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml")}
+    assert set(forms.pop("config")) <= {"blank_issues_enabled", "contact_links"}
+    assert set(forms) >= {"bug", "feature", "wrong_prediction"}
+    for name, form in forms.items():
+        assert {"name", "description", "body"} <= set(form) <= {"name", "description", "body", "labels", "title"}, name
+        assert all(isinstance(form[key], str) for key in ("name", "description")), name
+        fields = [one for one in form["body"] if one["type"] != "markdown"]
+        assert {one["type"] for one in fields} <= {"textarea", "input", "dropdown", "checkboxes"}, name
+        assert len({one["id"] for one in fields}) == len(fields) > 0, name
+        assert all(re.fullmatch(r"[\w-]+", one["id"]) and one["attributes"]["label"] for one in fields), name
+        assert all(one["attributes"]["value"] for one in form["body"] if one not in fields), name
 
 
 # --- licences: `make lint` compares the list with the installed packages

@@ -1,7 +1,7 @@
 """``ppdm-bench ablate``: configurations around a method, each with its memory, speed and quality."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from itertools import chain
 from pathlib import Path
@@ -151,9 +151,7 @@ def ablate(
         default = QUICK if small else FULL
         sets = requested_sets(task, manifest, resample, default, subjects=subjects, size=size, grid=grid)
         batch = batch_size or _batch_size(sets)
-        start = or_usage_error(
-            _base_method, method, [*default.get("base", []), *(base or [])], width or default.get("width")
-        )
+        start = or_usage_error(_base_method, method, default, base or [], width)
         start = or_usage_error(_with_sources, start, sets)
         read = comma_separated(read_evaluations)
         evaluations = default["evaluations"] if evaluations is None else evaluations
@@ -183,13 +181,15 @@ def ablate(
     raise typer.Exit(report_results(text, records, written, faults, json))
 
 
-def _base_method(name: str, changes: Sequence[str], width: int | None) -> "Method":
-    """Return the method that the configurations vary."""
+def _base_method(name: str, default: Mapping[str, Any], changes: Sequence[str], width: int | None) -> "Method":
+    """Return the method that the configurations vary; the levels of a profile apply only to the U-Net."""
+    from ppdm import UNetOptions
     from ppdm_bench.configuration import find_method, with_width
     from ppdm_bench.variation import parse_assignments, with_assignments
 
-    method = with_width(find_method(name), width)
-    for text in changes:
+    method = with_width(find_method(name), width or default.get("width"))
+    levels = default.get("base", []) if isinstance(method.network, UNetOptions) else []
+    for text in [*levels, *changes]:
         method = with_assignments(method, parse_assignments(text))
     return method
 

@@ -1,5 +1,6 @@
 """``ppdm-bench ablate``: the cells, the plan from their step times, and the whole command."""
 
+import csv
 import json
 from dataclasses import replace
 
@@ -22,10 +23,12 @@ from ppdm_bench.ablation.plan import Ablation, plan_trainings
 from ppdm_bench.ablation.step_time import StepTimes
 from ppdm_bench.commands import pair_sources
 from ppdm_bench.commands.pair_sources import PhantomSubjects
+from ppdm_bench.configuration import Configuration
 from ppdm_bench.evaluation import trials
 from ppdm_bench.evaluation.comparison import RunSampling
 from ppdm_bench.memory import command as memory_command
 from ppdm_bench.predictor.peak import Peak
+from ppdm_bench.predictor.target import Target
 from ppdm_bench.records import Record, RecordFile
 from ppdm_bench.variation import VariationError
 
@@ -298,7 +301,7 @@ def test_step_times_must_come_from_one_machine(tmp_path, same_pace):
     assert not more.of_one_machine("auto", records)
 
 
-def test_a_failed_training_is_a_row_with_its_reason(small):
+def test_a_failed_training_is_in_the_data_with_its_reason_but_not_in_the_table_and_the_figure(small):
     words = (*SMALL, "--configurations", "none", "--vary", "optimisation.learning_rate=1e30")
     code, out, err = run(*words)
     assert code == 1
@@ -308,13 +311,27 @@ def test_a_failed_training_is_a_row_with_its_reason(small):
     (failed,) = (r for r in records if r.status == "error")
     assert "Training stopped at step" in failed.reason
     assert [r.variant for r in records if r.metric == "train_steps"] == ["default"]
+    with (small / "out" / "ablation.csv").open() as stream:
+        rows = {row["cell"]: row for row in csv.DictReader(stream)}
+    row = rows["optimisation.learning_rate=1e30"]
+    assert (row["status"], row["reason"], row["n"], row["psnr"]) == ("error", failed.reason, "0", "")
+    assert (rows["default"]["status"], rows["default"]["n"]) == ("ok", "2")
+    table = (small / "out" / "ablation.md").read_text()
+    assert "\n| default |" in table
+    assert "\n| optimisation.learning_rate=1e30 |" not in table
+    assert f"\noptimisation.learning_rate=1e30: error: {failed.reason}\n" in table
+    assert not (small / "out" / "ablation.png").exists()  # it would show cells beside the default
 
 
 @pytest.mark.slow
-def test_the_predicted_peak_of_a_cell_records_its_method(tmp_path):
-    found = next(record_peaks(plan_cells(TINY, []), "b", [(8, 8, 8)], 1, RecordFile(tmp_path / "r"), print))
+def test_the_predicted_memory_of_a_cell_is_that_of_its_method_and_records_the_method(tmp_path):
+    made = record_peaks(plan_cells(TINY, []), "b", [(8, 8, 8)], 1, RecordFile(tmp_path / "r"), print)
+    found = [record for records in made for record in records if record.kind == "predicted"]
+    method = Configuration("tiny_training:TINY", (8, 8, 8))
+    plan = memory_command.MemoryPlan([method], ["train", "sample"], "predict", Target.of_this_machine())
+    of_method = [record for records in memory_command.carry_out(plan) for record in records]
+    assert [(r.phase, r.metric, r.value) for r in found] == [(r.phase, r.metric, r.value) for r in of_method]
     peak = next(record for record in found if record.metric == "peak_allocated")
-    assert peak.value > 10_000
     assert peak.options["cell"]["default"]
     assert Method.from_dict(peak.options["resolved"]) == TINY
 

@@ -327,7 +327,8 @@ def test_files_that_are_not_a_3d_volume_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("out", ["file", "file/below"])
-def test_an_output_folder_that_cannot_be_created_is_refused(tmp_path, out):
+def test_an_output_folder_that_cannot_be_created_is_refused_before_the_run(tmp_path, monkeypatch, out):
+    monkeypatch.setattr("ppdm_bench.memory.memory_output.carry_out", lambda *_: pytest.fail("it was run"))
     (tmp_path / "file").write_text("mine")
     assert "a file is in its place" in refused(1, *TINY, "--res", 16, "--out", out)
     assert (tmp_path / "file").read_text() == "mine"

@@ -18,6 +18,7 @@ from ppdm.evaluation.evaluate import untranslated
 from ppdm.evaluation.on_manifest import evaluate
 from ppdm.evaluation.subjects import files_of, read_case
 from ppdm_bench.records import RecordFile
+from ppdm_bench.report.figures import style
 from ppdm_bench.report.snapshot import read_snapshot
 
 pytestmark = pytest.mark.slow
@@ -145,7 +146,14 @@ def test_a_run_records_its_ct_window_and_cannot_resume_with_another_one(folder):
     assert difference in refused(1, *TRAIN, "--manifest", path, "--target-intensity", "ct:-1000,2000", "--resume")
 
 
-def test_a_montage_of_mr_and_ct_pairs_is_written(folder):
+def test_a_montage_of_mr_and_ct_shows_ct_in_the_windows_of_soft_tissue_and_of_bone(folder, monkeypatch):
+    drawn, original = [], style.save
+    monkeypatch.setattr(style, "save", lambda figure, stem: drawn.append(figure) or original(figure, stem))
     code, _, err = run("data", "montage", manifest(folder), "--out", "montage")
     assert (code, err) == (0, "")
     assert Path("montage.png").exists()
+    windows = [image.get_clim() for axes in drawn[0].axes for image in axes.images if image.get_array().size > 100]
+    mr_window = tuple(np.percentile(mr(0), (0.5, 99.5)))
+    for window in (mr_window, (-160, 240), (-500, 1300)):
+        assert sum(found == pytest.approx(window, rel=1e-3) for found in windows) == 3, window  # once in each plane
+    assert len(windows) == 9

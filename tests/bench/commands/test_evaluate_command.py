@@ -21,6 +21,7 @@ from ppdm.data.volume import Volume, write_volume
 from ppdm.simulation.phantom import Grid
 from ppdm_bench.evaluation import candidates, pictures, scoring
 from ppdm_bench.records import Record, RecordFile
+from ppdm_bench.report.figures.orientation import PLANES
 from ppdm_bench.report.figures.quality import evaluations_figure, subjects_figure
 from ppdm_bench.report.metrics import metric_name
 from ppdm_bench.report.scores import by_configuration, names_of
@@ -186,6 +187,23 @@ def test_the_snapshot_contains_sections_and_spectra_of_the_predictions(done):
         assert [spectrum.size for spectrum in view.spectra] == [(n - n % 4) // 2 + 1 for n in kept.shape]
         assert view.sections["axial"].shape == target.sections["axial"].shape
         assert f'"config_id": "{view.config_id}"' in records
+
+
+def test_the_snapshot_shows_the_first_subject_of_the_manifest(data, tmp_path):
+    """Not the best one, which is s1, and not the worst one, which is s3."""
+    first, s1, s2, s3 = (data / "pairs.csv").read_text().splitlines()
+    rows = [row.replace(",test,", f",test,{data}/").replace(".gz,", f".gz,{data}/") for row in (s2, s1, s3)]
+    (tmp_path / "pairs.csv").write_text("\n".join([first, *rows]))
+    assert run("evaluate", data / "still", "--manifest", tmp_path / "pairs.csv", "--out", tmp_path / "out")[0] == 0
+    kept = read_snapshot(tmp_path / "out" / "snapshot.npz")
+    assert kept.subject == "s2"
+    source, target = scan(1), scan(1) + 0.2 * (scan(11) - 50)
+    for role, volume in (("input", source), ("target", target), ("prediction", source)):  # the run changes nothing
+        (view,) = kept.of(role)
+        for name, plane in PLANES.items():
+            pictures_of = (plane.picture(volume, index) for index in range(volume.shape[plane.through]))
+            nearest = min(np.abs(view.sections[name] - picture).max() for picture in pictures_of)
+            assert nearest < 0.5, f"{role}, {name}"  # of values up to 100
 
 
 def test_figures_are_written_and_not_blank(done):
@@ -701,12 +719,14 @@ def test_the_best_subject_follows_the_direction_of_the_metric():
     assert (frame["best"][0], frame["worst"][0]) == ("", "")
 
 
-def test_with_enough_subjects_there_is_no_note_on_their_number():
-    values = {f"s{k}": float(k) for k in range(6)}
+@pytest.mark.parametrize(("subjects", "smallest"), [(5, "0.062"), (6, "0.031")])
+def test_only_with_too_few_subjects_there_is_a_note_on_the_smallest_p(subjects, smallest):
+    values = {f"s{k}": float(k) for k in range(subjects)}
     records = records_of(values, method="base") + records_of({s: v + 1 for s, v in values.items()}, method="m")
     text = quality.quality_page(quality.quality_table(records, reference="base"), "t").to_text()
-    assert "0.031" in text
-    assert "cannot reach" not in text
+    assert smallest in text
+    assert (f"With 5 subjects, p cannot fall below {smallest}" in text) == (subjects == 5)
+    assert ("cannot fall" in text) == (subjects == 5)
 
 
 def test_chosen_metrics_are_in_the_printed_table_and_all_are_in_the_data():

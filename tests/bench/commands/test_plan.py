@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import cache
 
 import pytest
+import torch
 from commands import refused, run
 
 from ppdm_bench.configuration import Configuration
@@ -294,7 +295,8 @@ def test_an_interrupted_predictor_leaves_no_processes(apart):
     assert multiprocessing.active_children() == []
 
 
-def test_invalid_options_are_refused():
+def test_invalid_options_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "this machine has no GPU" in refused(2, "plan", "--res", 64)
     assert "give one size" in refused(2, "plan", "--budget", "8GB")
     assert "CUDA context" in refused(2, "plan", "--budget", "256MB", "--res", 64)

@@ -9,6 +9,7 @@ from commands import refused, run
 
 from ppdm_bench.isolation.sweep import RECORDS
 from ppdm_bench.memory.script import program
+from ppdm_bench.predictor.script import prediction
 from ppdm_bench.records import RecordFile
 
 SCRIPT = """
@@ -112,7 +113,10 @@ def test_a_failing_script_is_reported_with_the_last_lines_of_its_output() -> Non
         (("--timeout", "0", "--", "train.py"), "expected seconds"),
     ],
 )
-def test_usage_errors_are_refused(words: tuple[str, ...], said: str) -> None:
+def test_usage_errors_are_refused_before_anything_runs(
+    words: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prediction, "predict_script", lambda *_: pytest.fail("the script was run"))
     assert said in refused(2, "predict", *words)
 
 

@@ -10,7 +10,9 @@ from tiny_training import manifest
 
 from ppdm.checkpoint import load
 from ppdm.data.manifest import read_manifest
+from ppdm.data.pairs import TrainingSet
 from ppdm.data.volume import Volume, write_volume
+from ppdm.training.validation import validation_loss
 from ppdm_bench.commands.pair_sources import PhantomSubjects
 from ppdm_bench.commands.training_run import memory_in_use
 from ppdm_bench.commands.values import positive_number, read_flip_axes, read_interval
@@ -82,10 +84,15 @@ def test_validation_without_pairs_in_the_split_val_is_refused(phantoms, folder):
     assert not Path("run").exists()
 
 
-def test_validation_runs_on_the_pairs_of_the_split_val(folder):
-    assert run(*TRAIN, "--manifest", manifest(folder), "--validate-every", 1)[0] == 0
+def test_validation_runs_on_the_split_val_with_the_scaling_of_the_training_pairs(folder):
+    path = manifest(folder)
+    assert run(*TRAIN, "--manifest", path, "--validate-every", 1)[0] == 0
     rows = [json.loads(line) for line in Path("run/log.jsonl").read_text().splitlines()]
-    assert all(row["validation_loss"] > 0 for row in rows)
+    held = [pair for pair in read_manifest(path) if pair.split == "val"]
+    best = load("run/best")
+    loss = validation_loss(best.method, best.network, TrainingSet(held, scaling=load("run").scaling))
+    assert rows[best.steps - 1]["validation_loss"] == min(row["validation_loss"] for row in rows)
+    assert rows[best.steps - 1]["validation_loss"] == pytest.approx(loss)
     assert json.loads(Path("run/options.json").read_text())["options"]["validation_pairs"]["count"] == 1
 
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from math import prod
 from pathlib import Path
 
 import pytest
@@ -116,12 +117,15 @@ def test_holders_are_the_largest_blocks_with_module_level_shape_and_dtype(
 
 
 @pytest.mark.slow
-def test_a_block_of_a_weight_or_its_moments_has_the_name_of_the_parameter() -> None:
+def test_blocks_of_weights_and_of_their_moments_have_the_name_of_the_parameter() -> None:
     _, course = explain(MemoryPlan([SMALL], ["train"], "predict", TARGET), MemoryTask(SMALL, "train", False))
     assert course is not None
-    kinds = {holder.kind: holder for holder in course.blocks if holder.kind in ("params", "optimizer")}
-    assert kinds
-    assert any(holder.module.endswith(".weight") for holder in kinds.values())
+    held = [holder for holder in course.blocks if holder.kind in ("params", "optimizer")]
+    weights = {name: tuple(p.shape) for name, p in SMALL.resolve().build().named_parameters()}
+    largest = max(weights, key=lambda name: prod(weights[name]))
+    assert [holder.kind for holder in held if holder.module == largest] == ["params", "optimizer", "optimizer"]
+    assert all(holder.shape == weights[holder.module] for holder in held if holder.module)
+    assert {holder.kind for holder in held if not holder.module} == {"params"}  # the moving average of the weights
 
 
 def course() -> MemoryTimeline:

@@ -258,7 +258,7 @@ def test_each_out_of_memory_error_becomes_an_oom_with_a_short_reason(monkeypatch
     assert (answer["status"], answer["reason"]) == ("oom", reason)
 
 
-def test_other_errors_are_reported_on_one_line(monkeypatch):
+def test_other_errors_are_reported_on_one_line():
     assert fault(RuntimeError("boom\nException raised from")) == "RuntimeError: boom"
     assert fault(KeyError()) == "KeyError"
 

@@ -147,9 +147,11 @@ def test_files_with_other_content_are_refused(tmp_path, suffix, content):
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_a_header_that_claims_more_than_the_file_or_the_memory_is_refused(tmp_path, suffix, monkeypatch):
+def test_a_header_that_claims_too_much_is_refused_before_the_voxels_are_read(tmp_path, suffix, monkeypatch):
+    """The header claims more than the file holds, or more than fits into the memory."""
     path = tmp_path / f"a{suffix}"
     sitk.WriteImage(image(), path)
+    monkeypatch.setattr(sitk.ImageFileReader, "Execute", lambda _: pytest.fail("the voxels were read"))
     content = path.read_bytes()
     path.write_bytes(content.replace(b"7 6 5", b"70000 60000 50000"))
     assert "is truncated: its header claims 420000000000000 bytes" in refusal(path)
@@ -275,6 +277,15 @@ def test_without_simpleitk_the_error_says_what_to_install(tmp_path, name, monkey
     with pytest.raises(VolumeError, match=r"pip install 'ppdm\[formats\]'"):
         write_volume(tmp_path / "b.mha", volume.data, volume)
     assert not (tmp_path / "b.mha").exists()
+
+
+def test_nifti_files_need_no_simpleitk(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "SimpleITK", None)
+    volume = Volume.from_array(values(), (1.0, 2.0, 3.0))
+    for name in ("a.nii", "a.nii.gz"):
+        write_volume(tmp_path / name, volume.data, volume)
+        np.testing.assert_array_equal(read_volume(tmp_path / name).data, values())
+        assert read_geometry(tmp_path / name).spacing == (1.0, 2.0, 3.0)
 
 
 @pytest.mark.slow
@@ -412,11 +423,15 @@ def test_a_tilted_gantry_keeps_the_positions_of_its_slices(tmp_path):
 # Manifests and checks
 
 
-def test_manifests_and_checks_accept_dicom_and_nrrd(tmp_path):
+@pytest.mark.parametrize("name", ["series", "a.nii", "a.nii.gz", *(f"a{suffix}" for suffix in SUFFIXES)])
+def test_manifests_and_checks_accept_every_format(tmp_path, name):
     source = image(direction=tilt())
-    folder = dicom(tmp_path / "p1", source)
+    if name == "series":
+        dicom(tmp_path / name, source)
+    else:
+        sitk.WriteImage(source, tmp_path / name)
     sitk.WriteImage(source + 7, tmp_path / "b.nrrd")
-    (tmp_path / "pairs.csv").write_text("subject,split,source,target\ns,train,p1,b.nrrd\n")
+    (tmp_path / "pairs.csv").write_text(f"subject,split,source,target\ns,train,{name},b.nrrd\n")
     (pair,) = read_manifest(tmp_path / "pairs.csv")
     before, after = load_pair(pair)
     np.testing.assert_array_equal(before.data + 7, after.data)
@@ -424,7 +439,7 @@ def test_manifests_and_checks_accept_dicom_and_nrrd(tmp_path):
     assert report.sound, report.faults
     write_manifest(tmp_path / "again.csv", [pair])
     assert read_manifest(tmp_path / "again.csv") == [pair]
-    assert pair.source == folder
+    assert pair.source == tmp_path / name
 
 
 def test_a_folder_or_file_without_dicom_is_refused(tmp_path):

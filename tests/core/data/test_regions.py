@@ -137,6 +137,18 @@ def test_labels_are_read_as_whole_numbers_and_change_the_digest(tmp_path):
     assert files.digest() != CaseFiles("s", target, suv_factor=1.0).digest()
 
 
+@pytest.mark.parametrize(("shift", "first"), [(0.4, 0), (0.6, 1)])
+def test_labels_on_another_grid_are_read_by_nearest_neighbours(tmp_path, shift, first):
+    """The voxels of the target lie by a part of a voxel after those of the labels, along every axis."""
+    affine = np.eye(4)
+    affine[:3, 3] = shift
+    target = tmp_path / "target.nii.gz"
+    nib.save(nib.Nifti1Image(np.ones([size - first for size in SHAPE], np.float32), affine), target)
+    labels = save(tmp_path / "labels.nii.gz", labelled())
+    case = read_case(CaseFiles("s", target, suv_factor=1.0, labels=labels), resample=True)
+    assert np.array_equal(case.labels.numpy(), labelled()[first:, first:, first:])
+
+
 def test_whole_labels_that_were_scaled_into_integers_are_rounded(tmp_path):
     target = save(tmp_path / "target.nii.gz", np.ones(SHAPE, np.float32))
     image = nib.Nifti1Image(labelled().astype(float), np.eye(4))

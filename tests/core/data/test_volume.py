@@ -1,6 +1,7 @@
 """NIfTI volumes: geometry is written back bit for bit, values are physical, and bad files are refused by name."""
 
 import gzip
+import io
 import math
 import subprocess
 import sys
@@ -210,9 +211,23 @@ def test_voxels_that_are_not_finite_are_replaced_counted_and_announced(tmp_path)
     assert read_volume(path, announce=False).replaced == 4  # gives no warning, which pytest would turn into an error
 
 
-def test_files_larger_than_one_chunk_are_read(tmp_path, monkeypatch):
+def test_files_larger_than_one_chunk_are_read_chunk_by_chunk(tmp_path, monkeypatch):
+    asked = []
+
+    class Recorded(io.BytesIO):
+        def read(self, size=-1):
+            asked.append(size)
+            return super().read(size)
+
     monkeypatch.setattr(nifti_stream, "_CHUNK", 7)
-    assert np.array_equal(read_volume(save(tmp_path / "in.nii.gz", ramp())).data, ramp())
+    path = save(tmp_path / "in.nii", ramp())
+    for each in (path, save(tmp_path / "in.nii.gz", ramp())):
+        assert np.array_equal(read_volume(each).data, ramp())
+    with Recorded(path.read_bytes()) as stream:
+        header = nifti_stream.read_header(path, stream)
+        asked.clear()
+        assert np.array_equal(nifti_stream.read_voxels(path, stream, header), ramp())
+    assert set(asked) <= set(range(8))
 
 
 # Refusals
@@ -487,13 +502,20 @@ def shifted(mm=0.0, degrees=0.0):
 
 def test_grids_may_differ_by_less_than_a_micrometre():
     check_same_grid(shifted(), shifted(mm=9e-4), ("a", "b"))
+    with pytest.raises(VolumeError, match=r"up to 0\.0011 mm apart \(allowed: 0\.001 mm\)"):
+        check_same_grid(shifted(), shifted(mm=1.1e-3), ("a", "b"))
 
 
 def test_one_grid_stored_in_two_orientations_counts_as_the_same_grid(tmp_path):
     for name, codes in (("a.nii", "RAS"), ("b.nii", "LPS")):
         flip = axcodes2ornt(codes)
         save(tmp_path / name, ramp(), AFFINE @ inv_ornt_aff(flip, SHAPE))
-    check_same_grid(read_volume(tmp_path / "a.nii"), read_volume(tmp_path / "b.nii"), ("a", "b"))
+    a, b = read_volume(tmp_path / "a.nii"), read_volume(tmp_path / "b.nii")
+    check_same_grid(a, b, ("a", "b"))
+    assert ["".join(nib.aff2axcodes(volume.native_affine)) for volume in (a, b)] == ["RAS", "LPS"]
+    mirrored = read_volume(save(tmp_path / "c.nii", ramp(), AFFINE @ np.diag([-1, -1, 1, 1])))
+    with pytest.raises(VolumeError, match=r"a and c must share one grid, but their voxels lie up to"):
+        check_same_grid(a, mirrored, ("a", "c"))
 
 
 @pytest.mark.parametrize(("other", "distance"), [(shifted(mm=2e-3), "0.002"), (shifted(degrees=0.001), "0.001729")])

@@ -38,11 +38,27 @@ def made(how: Autoencoder = TINY, channels: int = 1, network: UNetOptions = METH
 # The autoencoder ------------------------------------------------------------------------------------------------------
 
 
-def test_latents_and_decoded_volumes_have_the_documented_shapes() -> None:
-    net = made(channels=2)
-    z = net.encode(volumes(3, 2, 4, 8, 6))
+def test_latents_and_decoded_volumes_have_the_documented_shapes_and_subjects_are_independent() -> None:
+    net, x = made(channels=2), volumes(3, 2, 4, 8, 6)
+    z = net.encode(x)
+    decoded = net.decode(z)
     assert z.shape == (3, TINY.channels(2), 2, 4, 3)
-    assert net.decode(z).shape == (3, 2, 4, 8, 6)
+    assert decoded.shape == (3, 2, 4, 8, 6)
+    torch.testing.assert_close(net.encode(x[1:]), z[1:], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(net.decode(z[1:]), decoded[1:], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_after_training_the_latents_decode_to_the_volumes() -> None:
+    net = made(channels=2)
+    x = torch.nn.functional.interpolate(volumes(2, 2, 2, 2, 2), size=(4, 8, 6), mode="trilinear")
+    optimiser = torch.optim.Adam(net.parameters(), lr=1e-2)
+    for step in range(40):
+        optimiser.zero_grad()
+        net.loss(x, generator(step)).mean().backward()
+        optimiser.step()
+    with torch.no_grad():
+        assert (net.decode(net.encode(x)) - x).abs().mean() < 0.3 * x.abs().mean()
 
 
 def test_the_loss_is_the_l1_error_plus_the_weighted_kl_divergence() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import ppdm.network.layers
 from ppdm.network.autoencoder import Autoencoder
+from ppdm.network.layers import Convolution
 from ppdm.network.options import CHECKPOINTING, UNetOptions
 from ppdm.network.slabs import LEAST_BYTES, MOST_SLABS, SlabbedConvolution, cut, slabs_for
 from ppdm.network.unet import UNet
@@ -115,6 +116,21 @@ def answers(net: UNet, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return sampled, out.detach(), torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])
 
 
+def in_three_slabs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Convolution, bool]]:
+    """Cut convolutions into three slabs; return a list that collects each such layer and whether it has gradients."""
+    computed: list[tuple[Convolution, bool]] = []
+    in_slabs = Convolution.in_slabs
+
+    def recorded(self: Convolution, x: Tensor, slabs: int, *activated: Any) -> Tensor:
+        assert slabs == 3
+        computed.append((self, torch.is_grad_enabled()))
+        return in_slabs(self, x, slabs, *activated)
+
+    monkeypatch.setattr(ppdm.network.layers, "slabs_for", lambda *_: 3)
+    monkeypatch.setattr(Convolution, "in_slabs", recorded)
+    return computed
+
+
 CHANGES: list[dict[str, Any]] = [
     {},
     {"adaptive": True, "resampling": "residual"},
@@ -132,17 +148,11 @@ def test_a_network_in_slabs_gives_the_same_results_and_gradients(
     options = replace(SMALL, checkpointing=mode, **change)
     x, t = torch.randn(2, 2, *[8] * dims, generator=torch.Generator().manual_seed(1)), torch.tensor([0.2, 0.9])
     expected = answers(network(options, dims), x, t)
-    gradients: list[bool] = []
-
-    def three(*_: Any) -> int:
-        gradients.append(torch.is_grad_enabled())
-        return 3
-
-    monkeypatch.setattr(ppdm.network.layers, "slabs_for", three)
+    computed = in_three_slabs(monkeypatch)
     for found, wanted in zip(answers(network(options, dims), x, t), expected, strict=True):
         assert (found - wanted).norm() / wanted.norm() < 1e-5
-    assert False in gradients
-    assert (True in gradients) == (mode != "none")
+    gradients = {gradient for _, gradient in computed}
+    assert gradients == ({False} if mode == "none" else {False, True})
 
 
 def test_bf16_slabs_are_as_close_to_fp32_as_whole_bf16_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,5 +181,6 @@ def test_an_autoencoder_in_slabs_gives_the_same_volume(monkeypatch: pytest.Monke
     x = torch.randn(1, 1, 8, 8, 8)
     with torch.no_grad():
         expected = learned.decode(learned.encode(x))
-        monkeypatch.setattr(ppdm.network.layers, "slabs_for", lambda *_: 3)
+        computed = in_three_slabs(monkeypatch)
         assert torch.allclose(learned.decode(learned.encode(x)), expected, rtol=1e-4, atol=1e-5)
+    assert {layer for layer, _ in computed} == {m for m in learned.modules() if isinstance(m, Convolution)}

@@ -78,12 +78,15 @@ def test_many_voxels_contain_several_tissues(head: Anatomy) -> None:
     assert 0.2 < mixed.sum() / head.body.sum() < 0.8
 
 
-def test_labels_give_the_tissue_with_the_largest_fraction(torso: Anatomy) -> None:
-    labels = torso.labels()
-    assert labels.dtype == np.uint8
-    inner = torso.fraction("liver") > 0.5
-    assert inner.any()
-    assert (labels[inner] == TISSUES.index("liver")).all()
+def test_labels_give_the_tissue_with_the_largest_fraction(head: Anatomy, torso: Anatomy) -> None:
+    for anatomy in (head, torso):
+        labels, largest = anatomy.labels(), anatomy.fractions.max(axis=0)
+        assert labels.dtype == np.uint8
+        assert {TISSUES[number] for number in np.unique(labels)} <= set(anatomy.tissues)
+        for tissue in anatomy.tissues:
+            share, labelled = anatomy.fraction(tissue), labels == TISSUES.index(tissue)
+            assert labelled[share > 0.5].all()
+            assert (share[labelled] == largest[labelled]).all()
 
 
 def test_mix_weighs_values_by_fractions(head: Anatomy) -> None:
@@ -181,15 +184,16 @@ def test_ventricles_are_within_the_brain(head: Anatomy) -> None:
     assert brain[rim].mean() > 0.98
 
 
-def test_the_skull_separates_the_brain_from_the_scalp(head: Anatomy) -> None:
+def test_the_skull_separates_the_brain_from_the_scalp_and_from_air(head: Anatomy) -> None:
     above = head.grid.centres(2) > 5.0
     bone = (head.fraction("cortical_bone") + head.fraction("marrow"))[..., above]
     regions, _ = ndimage.label(bone < 0.5)
     brain = (head.fraction("grey_matter") + head.fraction("white_matter"))[..., above] > 0.5
-    scalp = head.fraction("skin")[..., above] > 0.5
     assert brain.any()
-    assert scalp.any()
-    assert not set(np.unique(regions[brain])) & set(np.unique(regions[scalp])) - {0}
+    for tissue in ("skin", "air"):
+        outside = head.fraction(tissue)[..., above] > 0.5
+        assert outside.any()
+        assert not set(np.unique(regions[brain])) & set(np.unique(regions[outside])) - {0}
 
 
 def test_the_halves_of_the_brain_are_similar_but_not_equal(head: Anatomy) -> None:

@@ -11,6 +11,7 @@ from ppdm.training.loop import train
 from ppdm.training.on_manifest import kept_model, train_sets, training_sets
 from ppdm.training.run import Run
 from ppdm.training.schedule import Schedule
+from ppdm.training.state import read_state
 from ppdm_baselines import latent
 
 pytestmark = pytest.mark.slow
@@ -38,6 +39,14 @@ def test_keeping_models_does_not_change_the_final_weights():
     assert {step: len(networks) for step, networks in found.items()} == {2: 1, 4: 1}
     assert not equal(found[2][0], found[4][0])
     assert not equal(found[4][0], end)
+
+
+def test_the_averaged_weights_are_kept(tmp_path):
+    _, found = kept(keep_after={4}, run=Run(tmp_path, save_steps=4))
+    saved = read_state(tmp_path / "state-000004.safetensors").tensors
+    names = [name for name, _ in TINY.build().named_parameters()]
+    assert equal(found[4][0], [saved[f"average.{name}"] for name in names])
+    assert not equal(found[4][0], [saved[f"network.{name}"] for name in names])
 
 
 def test_a_resumed_run_keeps_the_same_models(tmp_path):

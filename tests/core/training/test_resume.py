@@ -26,7 +26,7 @@ from ppdm.training.log import Log
 from ppdm.training.loop import Interrupted, fit, train
 from ppdm.training.run import Run, RunError
 from ppdm.training.schedule import Schedule, TrainingError
-from ppdm.training.state import read_state
+from ppdm.training.state import read_state, write_state
 from ppdm.training.trainer import Training
 
 pytestmark = pytest.mark.slow
@@ -438,11 +438,19 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, monkeypatch, kept
     assert not kept or names(tmp_path / "run") == ["log.jsonl", "options.json", *states(2)]
 
 
-def test_a_checkpoint_contains_its_report_log_size_and_schema(half):
-    state = read_state(half / "state-000004.safetensors")
+def test_a_checkpoint_holds_no_code_and_is_read_as_it_was_written(half, tmp_path):
+    """A run has only files of safetensors and of JSON, which cannot hold code."""
+    assert {Path(name).suffix for name in names(half)} == {".json", ".jsonl", ".safetensors"}
+    place = half / "state-000004.safetensors"
+    state, tensors = read_state(place), load_file(place)
+    assert state.tensors.keys() == tensors.keys()
+    assert all(torch.equal(state.tensors[name], tensors[name]) for name in tensors)
     assert (state.report.step, state.report.share) == (4, 4 / 6)
     assert state.log_bytes == sum(len(line) + 1 for line in (half / "log.jsonl").read_text().splitlines()[:4])
-    assert json.loads((half / "state-000004.json").read_text())["schema"] == 1
+    assert json.loads(place.with_suffix(".json").read_text())["schema"] == 1
+    write_state(tmp_path / place.name, state)
+    for name in states(4):
+        assert (tmp_path / name).read_bytes() == (half / name).read_bytes()
 
 
 # --- the command line

@@ -115,7 +115,7 @@ def ablation_page(records: Sequence[Record]) -> Page:
     fewest = min((len(row.scores.subject_means("psnr")) for row in rows), default=ENOUGH_SUBJECTS)
     few = f"With {plural(fewest, 'subject')}, an interval covers less than 95 %."
     missing = {(row.label, row.status, row.reason) for row in everything if row.status != "ok"}
-    reasons = [f"{label}: {status}: {reason}." for label, status, reason in sorted(missing)]
+    reasons = [f"{label}: {status}: {reason.removesuffix('.')}." for label, status, reason in sorted(missing)]
     return Page([*parts, *[few] * (fewest < ENOUGH_SUBJECTS), *reasons], ablation_table(records))
 
 
