@@ -1,7 +1,7 @@
 """``ppdm-bench predict``: predict the peak memory of an unmodified training script."""
 
 import sys
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -60,14 +60,13 @@ def predict(
 
         card = or_usage_error(card_of, gpu, size)
         target = or_usage_error(replace, card, torch=torch) if device == "cuda" else None
-        with progress() as bar:
-            bar.add_task(f"predicting {program(words)}", total=None)
-            prediction = predict_script(words, steps, target or "cpu", keep_files, timeout)
-        settings = {"command": words, "steps": steps, "keep_files": keep_files}
-        records = records_of(prediction, settings)
-        written = []
-        if out is not None:
-            with locked_folder(out) as folder:
+        with locked_folder(out) if out is not None else nullcontext() as folder:
+            with progress() as bar:
+                bar.add_task(f"predicting {program(words)}", total=None)
+                prediction = predict_script(words, steps, target or "cpu", keep_files, timeout)
+            records = records_of(prediction, {"command": words, "steps": steps, "keep_files": keep_files})
+            written = []
+            if folder is not None:
                 Ledger(folder).keep(records)
                 written = [folder / RECORDS, *save(prediction, folder)]
     print(to_json_array(records) if json else text_of(prediction))

@@ -120,6 +120,16 @@ def test_usage_errors_are_refused_before_anything_runs(
     assert said in refused(2, "predict", *words)
 
 
+def test_an_output_folder_that_cannot_be_written_is_refused_before_the_script_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prediction, "predict_script", lambda *_: pytest.fail("the script was run"))
+    (tmp_path / "file").write_text("x")
+    said = refused(1, "predict", "--out", "file", "--", sys.executable, "train.py")
+    assert "file" in said
+    assert (tmp_path / "file").read_text() == "x"
+
+
 @pytest.mark.parametrize(
     ("command", "name"),
     [
