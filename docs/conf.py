@@ -32,6 +32,7 @@ TABLES = {
     "results/validation/cpu-32/memory": "Predicted and measured on the CPU, 32³",
     "results/validation/cpu-48/memory": "Predicted and measured on the CPU, 48³",
     "results/validation/cpu-64/memory": "Predicted and measured on the CPU, 64³",
+    "results/learning/learning": "Short trainings at three widths",
     "results/methods/published": "Our prediction beside published memory",
 }
 
