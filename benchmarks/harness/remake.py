@@ -146,10 +146,10 @@ def _quality_outputs() -> Iterator[Output]:
         yield Output(name, _files(f"{name}/quality", "csv", "md"), partial(_quality_table, name))
     for file in sorted(RESULTS.glob("campaign/*/records.jsonl*")):
         name = file.parent.relative_to(RESULTS).as_posix()
-        files = [*_files(f"{name}/quality", "csv", "md"), *_files(f"{name}/subjects", "png")]
-        yield Output(name, files, partial(_quality, name, "input"))
+        # Without CSV, which would be half as large again as the records.
+        yield Output(name, [f"{name}/quality.md", f"{name}/subjects.png"], partial(_quality, name, "input"))
         if any(map(is_of_curve, _records(file))):
-            yield Output(f"{name}/curves", _files(f"{name}/curves", "csv", "md", "png"), partial(_curves, name))
+            yield Output(f"{name}/curves", _files(f"{name}/curves", "md", "png"), partial(_curves, name))
     for task in tasks:
         yield Output(f"models/{task}", [f"models/{task}/quality.md"], partial(_quality_table, f"models/{task}"))
 

@@ -277,6 +277,25 @@ def test_a_variation_of_the_method_does_not_count_as_the_method():
     assert decided("frequency", quality(varied, WAVELET, 1.0)).verdict == "not measured"
 
 
+def test_a_network_with_other_levels_counts_only_without_the_registered_one():
+    other = PPDM.with_network(multipliers=(1, 2, 4))
+    worse = [r for task in TASKS for r in scores(other, task, shifted(-3), steps=PPDM.sampling.steps)]
+    better = [*quality(PPDM, WAVELET, 2.0)]
+    assert decided("frequency", [*better, *worse]).verdict == "supported"
+    rivals = [record for record in better if record.method == WAVELET.name]
+    assert decided("frequency", [*rivals, *worse]).verdict == "not supported"
+
+
+def test_times_and_memory_are_compared_at_the_same_size_of_the_network():
+    wide = FULL_3D.with_network(width=128)
+    slow = timing(wide, 4, [9 + 0.01 * n for n in range(10)])
+    assert decided("faster", [slow, *(r for r in times(2.0) if r.method == PPDM.name)]).verdict == "not measured"
+    assert decided("faster", [slow, *times(2.0)]).effects[0].value == pytest.approx(2, rel=0.01)
+    deep = FULL_3D.with_network(multipliers=(1, 2))
+    mine = peak(PPDM.with_factor(4), 64, 1 << 28, metric="activations")
+    assert decided("activations", [mine, peak(deep, 64, 1 << 34, metric="activations")]).verdict == "not measured"
+
+
 def test_a_seam_index_that_shows_no_seams_decides_nothing():
     found = decided("grid", grids(0.5, 0.1, "seam_index_r2"))
     assert found.verdict == "not measured"

@@ -56,6 +56,12 @@ def is_claimed_method(design: Mapping[str, Any], method: Mapping[str, Any]) -> b
     return bool(design) and design_of(design, without=rest) == design_of(method, without=rest)
 
 
+def network_size(design: Mapping[str, Any]) -> tuple[object, ...]:
+    """Return the width of a network, and its channels by level relative to the width; both decide memory and time."""
+    network = design.get("network") or {}
+    return network.get("width"), tuple(network.get("multipliers") or ())
+
+
 def has_cost_of(design: Mapping[str, Any], method: Mapping[str, Any]) -> bool:
     """Whether a method has the memory and time of the claimed method; puzzle factor and loss weight may differ."""
     same = all(_axis(design, axis) == _axis(method, axis) for axis in ("representation", "kernel"))
@@ -82,10 +88,10 @@ def best_comparison(
 ) -> Comparison | None:
     """Return the comparison on a task; None if records are missing.
 
-    The claimed method is as registered, at its own number of network evaluations, else at the next larger one that was
-    scored, else at the largest. The other method is the best of its role by mean PSNR, over all designs and numbers of
-    evaluations. Of several data sets or budgets, the one with the most subjects is used, then with the most seeds, the
-    smallest factor, and the most training steps.
+    The claimed method is as registered, with the levels of its network if those were trained. It is taken at its own
+    number of network evaluations, else at the next larger one that was scored, else at the largest. The other method is
+    the best of its role by mean PSNR, over all designs and numbers of evaluations. Of several data sets or budgets, the
+    one with the most subjects is used, then with the most seeds, the smallest factor, and the most training steps.
 
     Args:
         evidence: records and method.
@@ -98,6 +104,8 @@ def best_comparison(
     points = [p for p in evidence.library.points if p.task == task and p.subject_means("psnr")]
     mine = [p for p in points if is_claimed_method(p.design, evidence.method) and factor_text(p.design) != "1"]
     mine = [p for p in mine if not factor or factor_text(p.design) == factor]
+    levels = network_size(evidence.method)[1]
+    mine = [p for p in mine if network_size(p.design)[1] == levels] or mine
     comparisons = []
     for own in _at_own_evaluations(mine, evidence.method):
         others = [p for p in points if role(p.design) and is_comparable(p, own)]

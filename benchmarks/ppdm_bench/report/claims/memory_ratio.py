@@ -7,7 +7,7 @@ from math import prod
 
 from ppdm_bench.records import Record
 from ppdm_bench.report.claims.claim import Evidence
-from ppdm_bench.report.claims.effects import has_cost_of, is_full_3d
+from ppdm_bench.report.claims.effects import has_cost_of, is_full_3d, network_size
 from ppdm_bench.report.scores import factor_text, resolved_method
 from ppdm_bench.units import shape_text
 
@@ -80,11 +80,10 @@ def _ratios(evidence: Evidence, key: tuple[str, str, str], pairs: list[tuple[Rec
 
 
 def _setting(record: Record) -> tuple[object, ...]:
-    width = (resolved_method(record).get("network") or {}).get("width")
     names = ("shape", "batch_size", "precision", "checkpointing", "channels_last", "compile", "kind", "device")
     return (
         *(getattr(record, name) for name in names),
-        width,
+        *network_size(resolved_method(record)),
         str(record.env.get("torch", "")).partition("+")[0],
         record.env.get("gpu"),
     )

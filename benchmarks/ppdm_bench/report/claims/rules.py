@@ -24,6 +24,7 @@ from ppdm_bench.report.claims.effects import (
     is_full_3d,
     is_latent,
     is_noise_puzzle,
+    network_size,
     scope_of,
 )
 from ppdm_bench.report.claims.memory_ratio import Ratios, memory_ratios
@@ -127,11 +128,11 @@ def _device(record: Record) -> tuple[str, str]:
 
 
 def _full_3d_counterpart(own: Record, timed: Sequence[Record]) -> Record | None:
-    """Return full 3-D under the same conditions, at the same number of evaluations or else the next larger one."""
+    """Return full 3-D with the same network and conditions, at as many evaluations or else the next larger number."""
     same = ("shape", "batch_size", "precision", "compile", "channels_last")
-    others = [
-        r for r in timed if is_full_3d(resolved_method(r)) and all(getattr(r, n) == getattr(own, n) for n in same)
-    ]
+    size = network_size(resolved_method(own))
+    others = [r for r in timed if is_full_3d(resolved_method(r)) and network_size(resolved_method(r)) == size]
+    others = [r for r in others if all(getattr(r, n) == getattr(own, n) for n in same)]
     others = [r for r in others if (r.steps or 0) >= (own.steps or 0)]
     return min(others, key=lambda r: r.steps or 0, default=None)
 
@@ -216,7 +217,7 @@ def _loss_effect(evidence: Evidence, pair: LossPair, metric: str) -> Effect:
     on, off = pair.values(metric)
     found, before = paired_difference(on, off), fmean(off)
     is_of_seams = metric == pair.metric
-    name = f"{pair.measure.replace('_', ' ')} r{pair.block_grid}" if is_of_seams else "PSNR"
+    name = f"{pair.measure.replace('_', ' ')} r{pair.block_grid}" if is_of_seams else f"PSNR at r={pair.block_grid}"
     what = f"{name} on {pair.on.task}, with the loss − without (without: {before:.2f} dB)"
     decides = is_of_seams and before > SEAMLESS_DB
     n = f"{found.n} subjects, {plural(len(pair.on.seeds), 'seed')}; bootstrap 95 %"

@@ -64,20 +64,28 @@ def cubic_rows(records: Iterable[Record]) -> list[PeakRow]:
     return [row for row in rows if isinstance(s := row.settings["shape"], tuple) and s and len(set(s)) == 1]
 
 
-def setting_with_most_sizes(rows: Sequence[PeakRow], *, of_one_width: bool = True) -> list[PeakRow]:
+def setting_with_most_sizes(rows: Sequence[PeakRow], *, for_curves: bool = True) -> list[PeakRow]:
     """Return the rows of the setting with the most sizes; of equal ones, a GPU, more rows, and fewer options win.
 
-    A setting is precision, checkpointing, batch size, preset, memory format, compilation, CPU or GPU and, with
-    `of_one_width`, the requested width. Rows of different settings are not points of one curve.
+    A setting is precision, checkpointing, batch size, preset, memory format, compilation and CPU or GPU. Rows of
+    different settings are not points of one curve.
+
+    Args:
+        rows: rows of cubes.
+        for_curves: whether the requested width belongs to the setting too, and names with a single size are left out if
+            others have several.
     """
 
-    names = ["precision", "checkpointing", "batch_size", "channels_last", "compile", *["width"] * of_one_width]
+    names = ["precision", "checkpointing", "batch_size", "channels_last", "compile", *["width"] * for_curves]
 
     def setting(row: PeakRow) -> tuple[object, ...]:
         preset = next((record.options.get("preset") for record in row.records.values()), None)
         return (*(row.settings[name] for name in names), preset, row.on_cpu)
 
-    return max(grouped(rows, setting).values(), key=_rank, default=[])
+    found = max(grouped(rows, setting).values(), key=_rank, default=[])
+    named = grouped(found, lambda row: row.name).values()
+    curves = [row for same in named if len({size_of(row) for row in same}) > 1 for row in same]
+    return curves if for_curves and curves else found
 
 
 def _rank(rows: Sequence[PeakRow]) -> tuple[object, ...]:

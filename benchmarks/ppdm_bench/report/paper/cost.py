@@ -83,7 +83,7 @@ def trained_points(library: Library) -> list[Scores]:
 
 def rows_of_largest_cube(library: Library) -> list[PeakRow]:
     """Return the rows of memory of the largest cube, in the setting with the most sizes; empty if there are none."""
-    rows = setting_with_most_sizes(cubic_rows(library.records), of_one_width=False)
+    rows = setting_with_most_sizes(cubic_rows(library.records), for_curves=False)
     largest = max((size_of(row) for row in rows), default=0)
     return [row for row in rows if size_of(row) == largest]
 
