@@ -46,6 +46,7 @@ RECORDS = (
     "blocks/blocks.csv",
     "campaign/jobs.txt",
     "harness/fuzz.json",
+    "learning/learning.csv",
     "harness/soak.json",
     "switches/switches.csv",
     "validation/programs.csv",
