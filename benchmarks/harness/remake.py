@@ -31,6 +31,7 @@ from ppdm_bench.report.tables.micro import micro_page
 from ppdm_bench.report.tables.quality import headline, quality_page, quality_table
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
+IMAGES = ("gallery", "grid-artefact")  # their PDFs hold images and are not part of the repository
 COLUMNS: Sequence[style.Column] = ("single", "double")  # the defaults of `ppdm-bench figures`
 
 
@@ -160,7 +161,8 @@ def _files(stem: str, *ends: str) -> list[str]:
 
 def _exhibit_files(exhibit: PaperFigure) -> list[str]:
     stem = f"figures/{exhibit.name}"
-    pictures = [name for column in exhibit.widths(COLUMNS) for name in _files(f"{stem}-{column}", "png", "pdf")]
+    ends = ("png",) if exhibit.name in IMAGES else ("png", "pdf")
+    pictures = [name for column in exhibit.widths(COLUMNS) for name in _files(f"{stem}-{column}", *ends)]
     return [*pictures, *_files(stem, "csv", "md", "tex", "caption.md")]
 
 

@@ -311,6 +311,19 @@ def design_of(content: Mapping[str, Any], *, without: Sequence[str] = ()) -> str
     return json.dumps(axes, sort_keys=True) if axes else ""
 
 
+def network_text(design: Mapping[str, Any]) -> str:
+    """Return the architecture of a network as JSON, without its precision, checkpointing and memory layout."""
+    network = {**(design.get("network") or {})}
+    for name in ("precision", "checkpointing", "channels_last", "compile"):
+        network.pop(name, None)
+    return json.dumps(network, sort_keys=True)
+
+
+def of_common_network(items: Iterable[T], of: Callable[[T], Scores]) -> list[T]:
+    """Return the items whose scores have the network that most of them share."""
+    return max(grouped(items, lambda item: network_text(of(item).design)).values(), key=len, default=[])
+
+
 def is_comparable(one: Scores, other: Scores) -> bool:
     """Whether two scores can be compared: same data set, same budget of steps or time, same width of the network."""
     same_budget = one.train_steps == other.train_steps or (one.seconds is not None and one.seconds == other.seconds)

@@ -268,8 +268,11 @@ def _spread(heights: Sequence[float], highest: float) -> list[float]:
         for cluster in clusters
         for n in range(len(cluster))
     ]
-    above = reversed(range(len(places)))  # number of labels above each place
-    return [min(place, highest - _LABEL_DISTANCE * n) for place, n in zip(places, above, strict=True)]
+    ceiling = highest
+    for n in reversed(range(len(places))):
+        places[n] = min(places[n], ceiling)
+        ceiling = places[n] - _LABEL_DISTANCE
+    return places
 
 
 def _top(cluster: Sequence[float]) -> float:

@@ -14,7 +14,7 @@ from ppdm_bench.report.figures.names import plain_label
 from ppdm_bench.report.library import Library
 from ppdm_bench.report.paper_figure import MissingRecords
 from ppdm_bench.report.rows import PeakRow
-from ppdm_bench.report.scores import Scores, factor_text, resolved_method
+from ppdm_bench.report.scores import Scores, factor_text, network_text, resolved_method
 from ppdm_bench.units import GIB
 
 METRIC = "psnr"
@@ -99,14 +99,14 @@ def with_largest_peaks(points: Sequence[Scores], rows: Sequence[PeakRow]) -> lis
     peaks = [row.records[phase, "peak_allocated"] for row in rows if (phase := row.largest_phase())]
     for method, peak in [*((peak.method, peak) for peak in peaks), *(("", peak) for peak in peaks)]:
         design = resolved_method(peak)
-        own.setdefault(_space(method, design) + _network(design), peak)
+        own.setdefault(_space(method, design) + network_text(design), peak)
         first.setdefault(_space(method, design), peak)
     found: dict[int, Record] = {}
     for same in grouped(points, lambda point: point.data).values():
         exact, near = [], []
         for point in same:
             names = [_space(method, point.design) for method in (point.method, "")]
-            exact += [(id(point), own[key]) for name in names if (key := name + _network(point.design)) in own][:1]
+            exact += [(id(point), own[key]) for name in names if (key := name + network_text(point.design)) in own][:1]
             near += [(id(point), first[name]) for name in names if name in first][:1]
         found |= exact if len(exact) == len(same) else near
     known = [(point, found[id(point)]) for point in points if id(point) in found]
@@ -145,24 +145,16 @@ def _with_times(points: Sequence[Scores], times: Sequence[Record]) -> list[CostP
     for record in times:
         data = "" if record.shape else _data(record.task, record.options.get("data"))
         design = resolved_method(record)
-        found[data, _space(record.method, design) + _network(design), record.steps] = record
+        found[data, _space(record.method, design) + network_text(design), record.steps] = record
     sized = bool(times[0].shape)
     cost_points = []
     for point in points:
         data = "" if sized else _data(*json.loads(point.data)[:2])
-        space = _space(point.method, point.design) + _network(point.design)
+        space = _space(point.method, point.design) + network_text(point.design)
         timed = found.get((data, space, point.evaluations))
         if timed is not None and timed.value is not None:
             cost_points.append(CostPoint(point, float(timed.value), timed))
     return cost_points
-
-
-def _network(design: Mapping[str, Any]) -> str:
-    """Return the architecture of the network, without its precision and checkpointing."""
-    network = {**(design.get("network") or {})}
-    for name in ("precision", "checkpointing", "channels_last", "compile"):
-        network.pop(name, None)
-    return json.dumps(network, sort_keys=True)
 
 
 def _space(method: str, design: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from ppdm_bench.report.figures.names import plain_label
 from ppdm_bench.report.figures.style import SMALL, Column, Marker
 from ppdm_bench.report.library import Library
 from ppdm_bench.report.paper_figure import FigureContent, MissingRecords
-from ppdm_bench.report.scores import Scores, group_title, is_of_curve, seed_of, seeds_text
+from ppdm_bench.report.scores import Scores, group_title, is_of_curve, of_common_network, seed_of, seeds_text
 from ppdm_bench.report.tables.render import Columns, Heading, Table, table_of
 
 METRIC = "psnr"
@@ -91,7 +91,8 @@ def show(library: Library) -> FigureContent:
     if not curves:
         raise MissingRecords("scores during training; `ppdm-bench quality --curve 6` makes them")
     best = [max(same, key=lambda curve: curve.end) for same in grouped(curves, _apart_from_evaluations).values()]
-    panels = [_of_one_network(panel) for panel in grouped(best, lambda curve: curve.last.data).values()]
+    sets = grouped(best, lambda curve: curve.last.data).values()
+    panels = [of_common_network(panel, lambda curve: curve.last) for panel in sets]
     timed = all(curve.seconds is not None for curve in curves)
     about = (
         "PSNR of the averaged weights at fixed shares of each training, on subjects of the split val, against "
@@ -116,12 +117,6 @@ def show(library: Library) -> FigureContent:
 def _apart_from_evaluations(curve: Curve) -> str:
     design = {name: part for name, part in curve.last.design.items() if name != "sampling"}
     return json.dumps([curve.last.data, curve.last.label, design, curve.total, curve.seconds])
-
-
-def _of_one_network(panel: Sequence[Curve]) -> list[Curve]:
-    """Return the curves with the network that most of them have."""
-    groups = grouped(panel, lambda curve: json.dumps(curve.last.design.get("network"), sort_keys=True))
-    return max(groups.values(), key=len)
 
 
 def _table(curves: Sequence[Curve], library: Library) -> Table:

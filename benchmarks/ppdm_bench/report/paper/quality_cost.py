@@ -27,7 +27,7 @@ from ppdm_bench.report.paper.cost import (
 )
 from ppdm_bench.report.paper_figure import FigureContent, MissingRecords
 from ppdm_bench.report.rows import common_settings, phase_name
-from ppdm_bench.report.scores import Scores, best_evaluations, by_origin, group_title
+from ppdm_bench.report.scores import Scores, best_evaluations, by_origin, group_title, of_common_network
 from ppdm_bench.report.tables.render import Columns, Heading, Table, table_of
 from ppdm_bench.units import GIB, gib, plural, shape_text, significant
 
@@ -114,9 +114,9 @@ def _shown(
     panels = _panels(points)
     drawn = {point.curve for group in panels for point in group}
     about += (
-        " Drawn are the data sets that compare the most methods of each task, with one design per method and "
-        f"representation, the first recorded: {len(drawn)} of {len({p.curve for p in points})}; the table "
-        "has all."
+        " Drawn are the data sets that compare the most methods of each task, with the network that most of them "
+        "share and one design per method and representation, the first recorded: "
+        f"{len(drawn)} of {len({p.curve for p in points})}; the table has all."
     )
     colours = {method: marker.colour for method, marker in style.method_markers(library.records).items()}
     return FigureContent(
@@ -160,7 +160,8 @@ def _panels(points: Sequence[CostPoint]) -> list[list[CostPoint]]:
 
     Data sets with several subjects are preferred. Another data set of a task is added if it has further methods.
     """
-    panels = [_one_curve_per_space(group) for group in grouped(points, lambda point: point.scores.data).values()]
+    sets = grouped(points, lambda point: point.scores.data).values()
+    panels = [_one_curve_per_space(of_common_network(same, lambda point: point.scores)) for same in sets]
     panels = [panel for panel in panels if len({point.curve for point in panel}) > 1] or panels
     shown: list[list[CostPoint]] = []
     for task in dict.fromkeys(panel[0].scores.task for panel in panels):
