@@ -105,6 +105,10 @@ class Scores:
         width = self.design.get("network", {}).get("width")
         return width if isinstance(width, int) else None
 
+    def with_width_in_variant(self) -> Scores:
+        """Return the same scores, whose label has the width."""
+        return replace(self, variant=f"{self.variant} width {self.width}".strip())
+
     @property
     def training_key(self) -> tuple[Hashable, ...]:
         """What identifies a training: data, budget, name and design, without the number of evaluations."""
@@ -176,9 +180,9 @@ def _means(pairs: Iterable[tuple[K, float]]) -> dict[K, float]:
 
 
 def by_configuration(records: Iterable[Record]) -> list[Scores]:
-    """Return the scores of each method, variant, number of evaluations and precision, in the order of the records.
+    """Return the scores by method, variant, width, number of evaluations and precision, in the order of the records.
 
-    Records without a subject are ignored.
+    Records without a subject are ignored. If a label has several widths, the variant has the width.
 
     Raises:
         ValueError: the records are of several data sets or conventions, so that their numbers cannot be compared.
@@ -191,9 +195,12 @@ def by_configuration(records: Iterable[Record]) -> list[Scores]:
         )
     found: dict[tuple[object, ...], Scores] = {}
     for record in records:
-        key = (record.method, record.variant, record.steps, record.precision)
-        found.setdefault(key, Scores.empty_for(record)).add(record)
-    return list(found.values())
+        empty = Scores.empty_for(record)
+        key = (record.method, record.variant, record.steps, record.precision, empty.width)
+        found.setdefault(key, empty).add(record)
+    alike = grouped(found.values(), lambda one: one.label)
+    several = {label for label, same in alike.items() if len({one.width for one in same}) > 1}
+    return [one if one.label not in several else one.with_width_in_variant() for one in found.values()]
 
 
 def by_design(records: Iterable[Record]) -> list[Scores]:

@@ -696,6 +696,22 @@ def test_series_are_named_by_their_differences():
     assert names_of(by_configuration(records)) == ["x, fp32", "x, bf16", "y, 1 evaluation", "y, 2 evaluations", "z"]
 
 
+def test_networks_of_different_widths_are_different_rows():
+    """A label of several widths has the width; otherwise the later width would replace the earlier one."""
+    records = [
+        replace(record, options={**record.options, "resolved": {"network": {"width": width}}})
+        for width, value in ((16, 1.0), (32, 2.0))
+        for record in records_of({"a": value}, method="x", variant="r=2", steps=4)
+    ]
+    scores = by_configuration([*records, *records_of({"a": 9.0}, method="y")])
+    assert [(one.label, one.subject_means("psnr")["a"]) for one in scores] == [
+        ("x r=2 width 16", 1.0),
+        ("x r=2 width 32", 2.0),
+        ("y", 9.0),
+    ]
+    assert [one.label for one in by_configuration(records[:1])] == ["x r=2"]
+
+
 @pytest.mark.parametrize(
     ("metric", "unit", "name"),
     [

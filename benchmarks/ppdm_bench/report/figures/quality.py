@@ -67,7 +67,7 @@ def subjects_figure(records: Iterable[Record], title: str) -> Figure:
         if len(unmodified) and low <= unmodified.mean() <= high:
             axes.axvline(unmodified.mean(), color="0.6", linewidth=0.8, linestyle=style.DASHED, zorder=1)
         style.plain_axes(axes, "x")
-        axes.set_title(metric_label(metric, unit_in(everything, metric)), fontsize=TEXT)
+        axes.set_title(style.wrap_label(metric_label(metric, unit_in(everything, metric)), 16), fontsize=TEXT)
         axes.set(xlabel="", ylabel="")  # seaborn writes the names of the columns
         axes.set(ylim=(len(shown) - 0.4, -0.6), yticks=range(len(shown)), yticklabels=names if place == 0 else [])
         axes.xaxis.set_major_locator(MaxNLocator(4))
