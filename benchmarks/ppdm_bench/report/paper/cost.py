@@ -40,6 +40,16 @@ class CostPoint:
         return self.cost_record.kind if self.cost_record else "measured"
 
     @property
+    def device(self) -> str:
+        """The device of a time; empty for network evaluations."""
+        return _device(self.cost_record) if self.cost_record else ""
+
+    @property
+    def cost_shape(self) -> tuple[int, ...]:
+        """The volume size of the cost; empty if it does not depend on one, or is that of the scored volumes."""
+        return self.cost_record.shape if self.cost_record else ()
+
+    @property
     def records(self) -> list[Record]:
         """The records of quality and cost."""
         return [*self.scores.of_metric(METRIC), *filter(None, [self.cost_record])]
@@ -119,15 +129,14 @@ def with_times_of_one_device(library: Library, points: Sequence[Scores]) -> list
     Of equally many, measured times are preferred, then large volumes, whose time matters most. Empty if there are none.
     """
     times = [r for r in library.records if r.metric == "volume_seconds" and r.status == "ok" and r.value]
-    alike = grouped(times, lambda record: (*device_of_time(record), record.shape))
+    alike = grouped(times, lambda record: (record.kind, _device(record), record.shape))
     timed = {key: _with_times(points, same) for key, same in alike.items()}
     best = max(timed, key=lambda key: (len(timed[key]), key[0] == "measured", key[2]), default=None)
     return [] if best is None else timed[best]
 
 
-def device_of_time(record: Record) -> tuple[str, str]:
-    """Return the kind of a time, and its device."""
-    return record.kind, record.gpu or f"{record.device}, {record.env.get('threads')} threads"
+def _device(record: Record) -> str:
+    return record.gpu or f"{record.device}, {record.env.get('threads')} threads"
 
 
 def undominated(points: Sequence[CostPoint]) -> list[CostPoint]:

@@ -20,7 +20,6 @@ from ppdm_bench.report.library import Library
 from ppdm_bench.report.paper.cost import (
     METRIC,
     CostPoint,
-    device_of_time,
     rows_of_largest_cube,
     trained_points,
     undominated,
@@ -49,13 +48,11 @@ def show(library: Library) -> FigureContent:
             "memory and time per volume of the networks whose factors and widths were compared; `ppdm-bench memory "
             "--res 256 --vary network.width=16,32,64` and `ppdm-bench speed --device predict` make them"
         )
-    timed = seconds[0].cost_record
-    assert timed is not None
-    kind, device = device_of_time(timed)
+    kind, device, shape = seconds[0].kind, seconds[0].device, seconds[0].cost_shape
     about = (
         "PSNR of one design with several puzzle factors r and network widths, all trained for an equal time. Above: "
         f"against the largest peak of memory (peak_allocated) over all phases; {common_settings(rows)}. Below: against "
-        f"the {kind} time of one translation of {shape_text(timed.shape)} voxels ({device}). A line joins the widths "
+        f"the {kind} time of one translation of {shape_text(shape)} voxels ({device}). A line joins the widths "
         "of one factor. The grey line joins the points for which no other point is better in both; up and to the left "
         f"is better. Quality is that of the best number of network evaluations. {_data_text(points)}."
     )

@@ -18,7 +18,6 @@ from ppdm_bench.report.library import Library
 from ppdm_bench.report.paper.cost import (
     METRIC,
     CostPoint,
-    device_of_time,
     rows_of_largest_cube,
     trained_points,
     undominated,
@@ -66,9 +65,7 @@ def show_seconds(library: Library) -> FigureContent:
             "seconds per volume (volume_seconds) at the evaluations whose quality was recorded; `ppdm-bench speed` "
             "makes them"
         )
-    first = cost_points[0].cost_record
-    assert first is not None
-    (kind, device), shape = device_of_time(first), first.shape
+    kind, device, shape = cost_points[0].kind, cost_points[0].device, cost_points[0].cost_shape
     size = f" of {shape_text(shape)}" if shape else ""
     about = (
         f"PSNR against the {kind} time of one translation{f'{size} voxels' if size else ''} "
