@@ -28,7 +28,6 @@ SLOW = (
     "figures/",
     "memory",
     "sweep/",
-    "quality",
     "validation",
     "campaign",
     "explain",
@@ -58,7 +57,6 @@ RECORDS = (
 APART = {
     "README.md": "written by hand",
     "*/README.md": "written by hand",
-    "quality/full_3d.py": "a method, written by hand",
     "data/*.png": "contact sheets of phantoms, which the code makes anew and no record holds",
     "explain/explain-*": "live memory and its holders over a step; records hold the parts at the peak alone",
     "methods/presets-*.md": "the records of all presets are not kept, only those beside published figures",
