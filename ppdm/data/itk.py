@@ -85,7 +85,7 @@ def read_itk_voxels(path: Path, reader: Any) -> np.ndarray:
 
 
 def write_itk(path: Path, native: np.ndarray, itk_geometry: ItkGeometry) -> None:
-    """Write float32 voxels in the axis order of the file; three axes, or more with trailing ones of length 1.
+    """Write float32 voxels in the axis order of the file; of the trailing axes of length 1, two at most are kept.
 
     Raises:
         VolumeError: SimpleITK is absent.
@@ -96,7 +96,7 @@ def write_itk(path: Path, native: np.ndarray, itk_geometry: ItkGeometry) -> None
     image.SetOrigin(itk_geometry.origin.tolist())
     image.SetSpacing(itk_geometry.spacing.tolist())
     image.SetDirection(itk_geometry.direction.ravel().tolist())
-    for _ in native.shape[3:]:
+    for _ in native.shape[3:5]:  # SimpleITK joins up to five axes
         image = sitk.JoinSeries([image])
     try:
         sitk.WriteImage(image, str(path), useCompression=suffix_of(path.name) in _COMPRESSED_ONCE)
