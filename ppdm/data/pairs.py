@@ -36,7 +36,8 @@ class TrainingSet(Sequence[ArrayPair]):
         keep: maximum bytes of volumes to keep in memory; other volumes are read again on each access.
         resample: whether to interpolate targets on other grids onto the grids of their sources; otherwise they are
             refused.
-        scaling: scaling of another set to use for these pairs; if given, no target statistic is computed.
+        scaling: scaling of another set to use for these pairs, also for their sources, as in translation; if given, no
+            target statistic is computed.
 
     Attributes:
         scaling: the conversion from intensities to network values; an input of :class:`ppdm.checkpoint.Trained`.
@@ -71,6 +72,8 @@ class TrainingSet(Sequence[ArrayPair]):
                 "of one modality."
             )
         source_window, target_window = (_window(self.pairs, role) for role in ("source", "target"))
+        if isinstance(scaling, PercentileScaling):
+            source_window = scaling.source
         not_hu: list[Path] = []
         spacings: list[tuple[float, float, float]] = []
         self._sources: list[list[Range]] = []
