@@ -30,7 +30,15 @@ from nibabel.orientations import apply_orientation, ornt_transform
 
 from ppdm.data.dicom import read_series
 from ppdm.data.formats import NIFTI, SUFFIXES, is_dicom_scan, stem, suffix_of
-from ppdm.data.geometry import Geometry, ItkGeometry, affine_in_mm, canonical_geometry, orientation, spatial_shape
+from ppdm.data.geometry import (
+    Geometry,
+    ItkGeometry,
+    affine_in_mm,
+    canonical_geometry,
+    nifti_header,
+    orientation,
+    spatial_shape,
+)
 from ppdm.data.itk import companion, read_itk_header, read_itk_voxels, write_itk
 from ppdm.data.itk_headers import data_file
 from ppdm.data.nifti_stream import (
@@ -105,20 +113,15 @@ class Volume:
         The array is copied; it may have any real type, byte order and strides.
 
         Raises:
-            VolumeError: the array does not have three axes, is empty, or the spacing is not positive.
+            VolumeError: the array does not have three axes, is empty, or the spacing is not three positive numbers.
         """
         if np.ndim(array) != 3 or not np.size(array):
             raise VolumeError(f"A volume has three axes, none of them empty; got shape {np.shape(array)}.")
-        if not all(math.isfinite(mm) and mm > 0 for mm in spacing):
+        if len(spacing) != 3 or not all(math.isfinite(mm) and mm > 0 for mm in spacing):
             raise VolumeError(f"Spacing is three positive numbers of mm; got {spacing}.")
-        header = Nifti1Header()
-        header.set_data_shape(np.shape(array))
-        header.set_xyzt_units("mm")
         affine = np.diag([*spacing, 1.0])
         affine[:3, 3] = -0.5 * (np.array(np.shape(array)) - 1) * spacing
-        header.set_qform(affine, code="scanner")
-        header.set_sform(affine, code="scanner")
-        return cls(np.array(array, np.float32, order="C"), header)
+        return cls(np.array(array, np.float32, order="C"), nifti_header(affine, np.shape(array)))
 
     @cached_property
     def geometry(self) -> Geometry:
@@ -317,12 +320,12 @@ def _read(path: Path) -> tuple[Nifti1Header, ItkGeometry | None, np.ndarray]:
 def _read_native(path: Path) -> tuple[Nifti1Header, ItkGeometry | None, np.ndarray]:
     if is_dicom_scan(path):
         series = read_series(path)
-        return series.itk_geometry.header(series.shape), series.itk_geometry, series.voxels()
+        return nifti_header(series.itk_geometry.affine, series.shape), series.itk_geometry, series.voxels()
     check_place(path)
     check_suffix(path, " or a DICOM header")
     if suffix_of(path.name) not in NIFTI:
         shape, itk_geometry, reader = read_itk_header(path)
-        return itk_geometry.header(shape), itk_geometry, read_itk_voxels(path, reader)
+        return nifti_header(itk_geometry.affine, shape), itk_geometry, read_itk_voxels(path, reader)
     with opened(path) as stream:
         header = read_header(path, stream)
         check_memory(path, header.get_data_shape(), header.get_data_dtype().itemsize)
