@@ -11,12 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from ppdm.data.formats import METAIMAGE, suffix_of
+from ppdm.data.formats import DETACHED, METAIMAGE, suffix_of
 from ppdm.data.geometry import ItkGeometry
 from ppdm.data.itk_headers import data_file
-from ppdm.data.nifti_stream import DEFLATE_RATIO, VolumeError, check_affine, check_axes, check_memory, check_place
-
-_COMPRESSED_ONCE = (".mha", ".nrrd")  # one file; the files of voxels beside the other headers stay plain
+from ppdm.data.nifti_stream import DEFLATE_RATIO, VolumeError, check_affine, check_axes, check_memory
 
 
 def simple_itk(path: Path, kind: str) -> Any:
@@ -53,10 +51,8 @@ def read_itk_header(path: Path) -> tuple[tuple[int, ...], ItkGeometry, Any]:
         The shape in the order of the file, with trailing axes of length 1; the geometry; a reader of SimpleITK.
 
     Raises:
-        VolumeError: the file is missing, damaged, not of its format, or not a real-valued volume, or SimpleITK is
-            absent.
+        VolumeError: the file is damaged, not of its format, or not a real-valued volume, or SimpleITK is absent.
     """
-    check_place(path)
     kind, io = ("MetaImage", "MetaImageIO") if suffix_of(path.name) in METAIMAGE else ("NRRD", "NrrdImageIO")
     sitk = simple_itk(path, kind)
     data = data_file(path)
@@ -68,7 +64,8 @@ def read_itk_header(path: Path) -> tuple[tuple[int, ...], ItkGeometry, Any]:
     shape = tuple(reader.GetSize())
     voxel = _voxel_bytes(path, sitk, reader)
     check_axes(path, shape)
-    itk_geometry = _itk_geometry(reader, len(shape))
+    direction = np.reshape(reader.GetDirection(), (len(shape), len(shape)))[:3, :3]
+    itk_geometry = ItkGeometry(np.array(reader.GetOrigin()[:3]), np.array(reader.GetSpacing()[:3]), direction)
     with np.errstate(all="ignore"):
         check_affine(path, itk_geometry.affine)
     _check_size(path, data, int(np.prod(shape, dtype=object)) * voxel)
@@ -99,14 +96,9 @@ def write_itk(path: Path, native: np.ndarray, itk_geometry: ItkGeometry) -> None
     for _ in native.shape[3:5]:  # SimpleITK joins up to five axes
         image = sitk.JoinSeries([image])
     try:
-        sitk.WriteImage(image, str(path), useCompression=suffix_of(path.name) in _COMPRESSED_ONCE)
+        sitk.WriteImage(image, str(path), useCompression=suffix_of(path.name) not in DETACHED)
     except RuntimeError as error:
         raise OSError(str(error).strip().splitlines()[-1]) from None
-
-
-def companion(path: Path) -> Path | None:
-    """Return the data file that :func:`write_itk` writes beside a header of this name; None for formats of one file."""
-    return path.with_suffix(".raw") if suffix_of(path.name) in (".mhd", ".nhdr") else None
 
 
 def _voxel_bytes(path: Path, sitk: Any, reader: Any) -> int:
@@ -123,11 +115,6 @@ def _voxel_bytes(path: Path, sitk: Any, reader: Any) -> int:
             "volume per file."
         )
     return sizes[kind]
-
-
-def _itk_geometry(reader: Any, axes: int) -> ItkGeometry:
-    direction = np.reshape(reader.GetDirection(), (axes, axes))
-    return ItkGeometry(np.array(reader.GetOrigin()[:3]), np.array(reader.GetSpacing()[:3]), direction[:3, :3])
 
 
 def _check_size(path: Path, data: Path, needed: int) -> None:

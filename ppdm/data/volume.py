@@ -29,7 +29,7 @@ from nibabel.nifti2 import Nifti2Header
 from nibabel.orientations import apply_orientation, ornt_transform
 
 from ppdm.data.dicom import read_series
-from ppdm.data.formats import NIFTI, SUFFIXES, is_dicom_scan, stem, suffix_of
+from ppdm.data.formats import DETACHED, NIFTI, SUFFIXES, is_dicom_scan, stem, suffix_of
 from ppdm.data.geometry import (
     Geometry,
     ItkGeometry,
@@ -39,12 +39,12 @@ from ppdm.data.geometry import (
     orientation,
     spatial_shape,
 )
-from ppdm.data.itk import companion, read_itk_header, read_itk_voxels, write_itk
+from ppdm.data.itk import read_itk_header, read_itk_voxels, write_itk
 from ppdm.data.itk_headers import data_file
 from ppdm.data.nifti_stream import (
     VolumeError,
+    check_file,
     check_memory,
-    check_place,
     check_suffix,
     opened,
     read_header,
@@ -219,8 +219,7 @@ def read_geometry(path: str | os.PathLike[str]) -> Geometry:
     if is_dicom_scan(path):
         series = read_series(path)
         return canonical_geometry(series.itk_geometry.affine, series.shape)
-    check_place(path)
-    check_suffix(path, " or a DICOM header")
+    check_file(path)
     if suffix_of(path.name) not in NIFTI:
         shape, itk_geometry, _ = read_itk_header(path)
         return canonical_geometry(itk_geometry.affine, (shape[0], shape[1], shape[2]))
@@ -238,7 +237,7 @@ def files_of_scan(path: str | os.PathLike[str]) -> tuple[Path, ...]:
     path = user_path(path)
     if is_dicom_scan(path):
         return read_series(path).files
-    if suffix_of(path.name) in (".mhd", ".nhdr"):
+    if suffix_of(path.name) in DETACHED:
         return tuple(dict.fromkeys((path, data_file(path))))
     return (path,)
 
@@ -283,9 +282,8 @@ def write_volume(path: str | os.PathLike[str], array: np.ndarray, like: Volume) 
 
 
 def written_files(path: Path) -> tuple[Path, ...]:
-    """Return the files that :func:`write_volume` writes for a name: one, or a header and its data file."""
-    beside = companion(path)
-    return (path,) if beside is None else (beside, path)
+    """Return the files that :func:`write_volume` writes for a name: one, or a data file and its header."""
+    return (path.with_suffix(".raw"), path) if suffix_of(path.name) in DETACHED else (path,)
 
 
 def check_same_grid(a: Volume | Geometry, b: Volume | Geometry, names: tuple[str, str]) -> None:
@@ -321,8 +319,7 @@ def _read_native(path: Path) -> tuple[Nifti1Header, ItkGeometry | None, np.ndarr
     if is_dicom_scan(path):
         series = read_series(path)
         return nifti_header(series.itk_geometry.affine, series.shape), series.itk_geometry, series.voxels()
-    check_place(path)
-    check_suffix(path, " or a DICOM header")
+    check_file(path)
     if suffix_of(path.name) not in NIFTI:
         shape, itk_geometry, reader = read_itk_header(path)
         return nifti_header(itk_geometry.affine, shape), itk_geometry, read_itk_voxels(path, reader)
