@@ -25,7 +25,7 @@ from filelock import FileLock
 
 from ppdm.atomic_io import leftovers, write_together
 from ppdm.data.manifest import Pair
-from ppdm.data.regions import names_table, table_name
+from ppdm.data.regions import names_file, names_table
 from ppdm.data.volume import Volume, write_volume
 from ppdm.simulation.tasks import LABELS, MASK, REGIONS, Recipe, find_task, make_subject, split_sizes, subject_name
 
@@ -211,8 +211,7 @@ def _make_one(recipe: Recipe, split: str, index: int, folder: Path) -> None:
     for name, array in subject.volumes().items():
         volume = Volume.from_array(array, recipe.grid.spacing)
         write_volume(_file(aside, name), volume.data, volume)
-    labels = _file(aside, LABELS)
-    labels.with_name(table_name(labels.name)).write_bytes(names_table(REGIONS))
+    names_file(_file(aside, LABELS)).write_bytes(names_table(REGIONS))
     try:
         os.replace(aside, place)
     except OSError:
