@@ -13,6 +13,7 @@ from ppdm.data.layouts.splits import Fractions, SplitError, TooFewPatientsError,
 from ppdm.data.layouts.suv import SUVError, read_suv_table
 from ppdm.data.manifest import ManifestError, Pair, with_intensities
 from ppdm.data.normalise import HounsfieldWindow
+from ppdm.data.volume import user_path
 
 _EXAMPLES = 3
 _NAMES_SHOWN = 5
@@ -47,7 +48,7 @@ def pairs_from_folder(
         LayoutError: the folder has no pair of these kinds (the message gives examples of its files), the layout or an
             option is invalid, a subject is in two splits or cannot be a file name, or the table lacks a subject.
     """
-    folder = Path(os.path.expanduser(folder))
+    folder = user_path(folder)
     layout = _adapted(layout, source, target, pattern)
     names, remarks = _listed(folder)
     scans = [scan for name in names if (scan := _read(name, layout))]
@@ -166,8 +167,8 @@ def _visits(scans: list[_Scan], layout: Layout) -> tuple[list[_Visit], list[str]
         found[scan.subject, scan.session, scan.split].append(scan)
     visits: list[_Visit] = []
     notes: dict[str, list[str]] = defaultdict(list)
+    kinds = (*layout.sources, layout.target)
     for key, files in sorted(found.items()):
-        kinds = (*layout.sources, layout.target)
         if not any(_fitting(kind, files, layout) for kind in kinds):
             continue  # the visit has only files of other kinds
         scans_found = [name for kind in kinds if (name := _one(kind, key, files, layout, notes))]

@@ -5,9 +5,9 @@ import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from ppdm.data.csv_table import CsvTable, TableError, read_table
+from ppdm.data.volume import user_path
 
 F18_HALF_LIFE_S = 6586.2
 """Half-life of fluorine-18, 109.77 min (ENSDF, D.R. Tilley et al. 1995). NUBASE2020 has 109.734 min, and scanners
@@ -79,12 +79,12 @@ def read_suv_table(path: str | os.PathLike[str]) -> SUVTable:
     Raises:
         SUVError: the file cannot be read, or has faults; the message lists all of them with their lines.
     """
-    path = Path(os.path.expanduser(path))
+    path = user_path(path)
     try:
         table = read_table(path, COLUMNS, "table of weights and doses")
     except TableError as error:
         raise SUVError(str(error)) from None
-    faults = [*table.faults_of_header(COLUMNS, OPTIONAL_COLUMNS), *filter(None, [table.fault])]
+    faults = [*table.faults_of_header(COLUMNS, OPTIONAL_COLUMNS), *([table.fault] if table.fault else [])]
     for remark in table.near_names(COLUMNS, OPTIONAL_COLUMNS):
         warnings.warn(f"{path}: {remark}", stacklevel=2)
     factors: dict[tuple[str, str], float] = {}
