@@ -27,7 +27,6 @@ from ppdm.data.volume import Volume, check_same_grid, read_volume, user_path
 from ppdm.sources import SOURCE, check_sources
 
 SPLITS = ("train", "val", "test")
-REQUIRED_COLUMNS = ("subject", "split", "source", "target")
 INTENSITY_COLUMNS = ("source_intensity", "target_intensity")
 OPTIONAL_COLUMNS = ("mask", "labels", "suv_factor", *INTENSITY_COLUMNS)
 
@@ -129,13 +128,13 @@ def manifest_faults(path: str | os.PathLike[str]) -> tuple[list[Pair], list[str]
     """
     path = user_path(path)
     try:
-        table = read_table(path, REQUIRED_COLUMNS, "manifest")
+        table = read_table(path, _required([SOURCE]), "manifest")
     except TableError as error:
         raise ManifestError(str(error)) from None
     broken = [table.fault] if table.fault else []
     if not table.header:
-        return [], broken or [f"line 1: it is empty; begin with {','.join(REQUIRED_COLUMNS)}"]
-    required = _required(table.header)
+        return [], broken or [f"line 1: it is empty; begin with {','.join(_required([SOURCE]))}"]
+    required = _required(_names(table.header))
     if faults := [f"line 1: {fault}" for fault in _faults_of_header(table, required)]:
         return [], faults + broken
     if not table.rows and not broken:
@@ -164,9 +163,8 @@ def write_manifest(path: str | os.PathLike[str], pairs: Sequence[Pair]) -> None:
             not Unicode text, or the folder is not writable.
     """
     path = user_path(path)
-    sources = _sources_of(pairs)
     columns = [
-        *(name for column in REQUIRED_COLUMNS for name in (sources if column == SOURCE else [column])),
+        *_required(_sources_of(pairs)),
         *(c for c in OPTIONAL_COLUMNS if any(getattr(pair, c) is not None for pair in pairs)),
     ]
     extra = list(dict.fromkeys(name for pair in pairs for name in pair.extra))
@@ -203,6 +201,16 @@ def mixed_units(pairs: Sequence[Pair]) -> Iterator[str]:
             f"{len(pairs) - len(without)} pairs have an suv_factor and {len(without)} have none (such as subject "
             f"{without[0]}); give it for all (PET) or for none (MRI)."
         )
+
+
+def mixed_sources(pairs: Sequence[Pair]) -> Iterator[str]:
+    """Yield a fault for each pair whose sources are not those of the first pair, in the same order."""
+    for pair in pairs[1:]:
+        if [*pair.named] != [*pairs[0].named]:
+            yield (
+                f"Subject {pairs[0].subject} has the sources {', '.join(pairs[0].sources)}, and subject {pair.subject} "
+                f"{', '.join(pair.sources)}; give all pairs the same sources in the same order."
+            )
 
 
 def load_pair(pair: Pair, *, resample: bool = False) -> tuple[Volume, ...]:
@@ -249,8 +257,8 @@ def _names(header: Sequence[str]) -> list[str]:
     return [column for column in header if column.startswith(_NAMED)] or [SOURCE]
 
 
-def _required(header: Sequence[str]) -> tuple[str, ...]:
-    return tuple(name for column in REQUIRED_COLUMNS for name in (_names(header) if column == SOURCE else [column]))
+def _required(sources: Sequence[str]) -> tuple[str, ...]:
+    return ("subject", "split", *sources, "target")
 
 
 def _faults_of_header(table: CsvTable, required: tuple[str, ...]) -> Iterator[str]:
@@ -266,14 +274,9 @@ def _faults_of_header(table: CsvTable, required: tuple[str, ...]) -> Iterator[st
 
 def _sources_of(pairs: Sequence[Pair]) -> list[str]:
     """Return the columns of the sources of all pairs."""
-    first = pairs[0] if pairs else None
-    for pair in pairs:
-        if first is not None and [*pair.named] != [*first.named]:
-            raise ManifestError(
-                f"subject {first.subject} has the sources {', '.join(first.sources)}, and subject {pair.subject} "
-                f"{', '.join(pair.sources)}; give all pairs of a manifest the same sources in the same order."
-            )
-    return [_NAMED + name for name in first.named] if first and first.named else [SOURCE]
+    for fault in mixed_sources(pairs):
+        raise ManifestError(fault)
+    return [_NAMED + name for name in (pairs[0].named if pairs else ())] or [SOURCE]
 
 
 def _faults_of_row(table: CsvTable, cells: list[str], folder: Path) -> Iterator[str]:
@@ -329,7 +332,7 @@ def _window(cell: str) -> HounsfieldWindow | None:
 def _pair(table: CsvTable, row: dict[str, str], folder: Path) -> Pair:
     mask, labels, factor = row.get("mask"), row.get("labels"), row.get("suv_factor")
     columns = _names(table.header)
-    known = {*_required(table.header), *OPTIONAL_COLUMNS}
+    known = {*_required(columns), *OPTIONAL_COLUMNS}
     return Pair(
         subject=row["subject"],
         split=row["split"] or "train",

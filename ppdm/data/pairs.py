@@ -12,7 +12,7 @@ from typing import overload
 import numpy as np
 
 from ppdm.data.contents import NOT_HU, resembles_hu
-from ppdm.data.manifest import Pair, load_pair, mixed_units, read_manifest
+from ppdm.data.manifest import Pair, load_pair, mixed_sources, mixed_units, read_manifest
 from ppdm.data.normalise import HounsfieldWindow, Intensity, IntensityError, Range, percentile_range, pooled_range
 from ppdm.data.scaling import PercentileScaling, Scaling, SUVScaling
 
@@ -50,9 +50,6 @@ class TrainingSet(Sequence[ArrayPair]):
         VolumeError: a volume cannot be read, or the volumes of a pair are not on one grid.
     """
 
-    scaling: Scaling
-    spacing: tuple[float, float, float]
-
     def __init__(
         self,
         pairs: Sequence[Pair],
@@ -63,8 +60,9 @@ class TrainingSet(Sequence[ArrayPair]):
     ) -> None:
         self.pairs, self.resample, self._room = tuple(pairs), resample, keep
         self._kept: dict[int, tuple[np.ndarray, ...]] = {}
-        in_suv = _is_pet(self.pairs)
-        self.sources = _source_names(self.pairs)
+        _check(self.pairs)
+        in_suv = self.pairs[0].suv_factor is not None
+        self.sources = tuple(self.pairs[0].sources)
         if scaling is not None and in_suv != isinstance(scaling, SUVScaling):
             wanted, got = ("PET", "MRI or CT") if isinstance(scaling, SUVScaling) else ("MRI or CT", "PET")
             raise PairsError(
@@ -92,7 +90,7 @@ class TrainingSet(Sequence[ArrayPair]):
         _warn_of_units(not_hu)
         d, h, w = np.median(spacings, axis=0).tolist()
         self.spacing = (d, h, w)
-        self.scaling = scaling or (
+        self.scaling: Scaling = scaling or (
             SUVScaling(stored=all(pair.suv_factor == 1 for pair in self.pairs))
             if in_suv
             else PercentileScaling(target_window or pooled_range(targets), source=source_window)
@@ -145,23 +143,11 @@ class TrainingSet(Sequence[ArrayPair]):
             self._kept[index] = volumes
 
 
-def _is_pet(pairs: Sequence[Pair]) -> bool:
+def _check(pairs: Sequence[Pair]) -> None:
     if not pairs:
         raise PairsError("There are no pairs to train on; mark rows of the manifest with the split 'train'.")
-    for fault in mixed_units(pairs):
+    for fault in (*mixed_units(pairs), *mixed_sources(pairs)):
         raise PairsError(fault)
-    return pairs[0].suv_factor is not None
-
-
-def _source_names(pairs: Sequence[Pair]) -> tuple[str, ...]:
-    first = pairs[0]
-    for pair in pairs:
-        if [*pair.sources] != [*first.sources]:
-            raise PairsError(
-                f"Subject {first.subject} has the sources {', '.join(first.sources)}, and subject {pair.subject} "
-                f"{', '.join(pair.sources)}; give all pairs the same sources in the same order."
-            )
-    return tuple(first.sources)
 
 
 def _window(pairs: Sequence[Pair], role: str) -> HounsfieldWindow | None:
