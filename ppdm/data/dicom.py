@@ -107,14 +107,14 @@ def _groups(sitk: Any, folder: Path) -> dict[str, list[Path]]:
         }
     known = {file.name for files in groups.values() for file in files}
     unknown = (file for file in dicom_files(folder) if file.name not in known)
-    if lost := [file.name for file in unknown if not _is_no_image(file)]:
+    if lost := [file.name for file in unknown if not _has_no_pixels(file)]:
         raise VolumeError(
             f"{folder}: {len(lost)} of its DICOM files cannot be read, such as {lost[0]}; copy or export them again."
         )
     return groups
 
 
-def _is_no_image(file: Path) -> bool:
+def _has_no_pixels(file: Path) -> bool:
     """Whether the header of a DICOM file states an object without pixels, such as a report or contours."""
     with open(file, "rb") as stream:
         uid = re.search(rb"\x02\0\x02\0UI..([0-9.]+)", stream.read(1024), re.DOTALL)

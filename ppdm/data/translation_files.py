@@ -183,9 +183,8 @@ def _plan_folder(source: Path, output: Path, suffix: str | None) -> tuple[list[W
         raise TranslationError(f"{source} holds no scan ({SCANS}); name the folder that does.")
     if not output.is_dir() and (output.exists() or suffix_of(output.name)):
         raise TranslationError(f"{output} is a file and {source} a folder of scans; name a folder for the outputs.")
-    return [((source / name,), output / _output_name(source, name, suffix)) for name in names], list(
-        map(Path, unlistable)
-    )
+    work: list[Work] = [((source / name,), output / _output_name(source, name, suffix)) for name in names]
+    return work, [Path(name) for name in unlistable]
 
 
 def _output_name(folder: Path, name: str, suffix: str | None) -> Path:
