@@ -219,9 +219,8 @@ def scan_mri(anatomy: Anatomy, protocol: MRIProtocol, rng: np.random.Generator) 
     for name, sequence in protocol.sequences.items():
         clean = weighted(anatomy, sequence, parameters, *texture)
         clean *= bias_field(grid, protocol.bias, rng)
-        images[name] = rician(
-            clean, abs(float(sequence.signal(np.array(white.t1), np.array(white.t2), white.pd))) / protocol.snr, rng
-        )
+        reference = abs(float(sequence.signal(np.array(white.t1), np.array(white.t2), white.pd)))
+        images[name] = rician(clean, reference / protocol.snr, rng)
     return images
 
 

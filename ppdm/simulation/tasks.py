@@ -146,14 +146,12 @@ class Subject:
 
     Attributes:
         name: the split and the number, such as ``train-003``.
-        split: train, val or test.
         images: images by name, such as ``T1w``; MRI in arbitrary units, PET in SUV.
         mask: 1 inside the body and 0 outside; quality is measured inside.
         labels: the dominant tissue of each voxel, as its index in :data:`ppdm.simulation.phantom.TISSUES`.
     """
 
     name: str
-    split: str
     images: Images
     mask: np.ndarray
     labels: np.ndarray
@@ -175,7 +173,7 @@ def make_subject(recipe: Recipe, split: str, index: int) -> Subject:
     body, scanner = np.random.SeedSequence([recipe.seed, SPLITS.index(split), index]).spawn(2)
     anatomy = ANATOMIES[recipe.anatomy](body, recipe.grid)
     images = task.images(anatomy, recipe, np.random.default_rng(scanner))
-    return Subject(subject_name(split, index), split, images, anatomy.body.astype(np.float32), anatomy.labels())
+    return Subject(subject_name(split, index), images, anatomy.body.astype(np.float32), anatomy.labels())
 
 
 def subject_name(split: str, index: int) -> str:

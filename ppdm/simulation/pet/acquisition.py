@@ -153,8 +153,7 @@ def _project(projector: Projector, scanner: Scanner, volume: np.ndarray) -> np.n
 
 def _scatter(trues: np.ndarray, spacing: tuple[float, float], scanner: Scanner) -> np.ndarray:
     """Scatter in SUV · mm: a broad blur of the unscattered coincidences (Bailey and Meikle, PMB 39:411, 1994)."""
-    width, axial = scanner.scatter_mm, scanner.scatter_axial_mm
-    spread = blur(trues, (1.0, *spacing), (0.0, width, axial))
+    spread = blur(trues, (1.0, *spacing), (0.0, scanner.scatter_mm, scanner.scatter_axial_mm))
     ratio = scanner.scatter_fraction / (1 - scanner.scatter_fraction)
     return spread * np.float32(ratio * trues.sum(dtype=float) / max(spread.sum(dtype=float), np.finfo(float).tiny))
 

@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.ndimage import find_objects
 from scipy.sparse import csr_array
 
 from ppdm.simulation.phantom.anatomy import TISSUES, Anatomy, Grid, Lesion
@@ -79,13 +80,10 @@ def fine(box: Box) -> Box:
 
 def bounding_box(mask: np.ndarray) -> Box | None:
     """The smallest box that contains all true points; None if there are none."""
-    ranges = []
-    for axis in range(3):
-        hits = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
-        if hits.size == 0:
-            return None
-        ranges.append(slice(int(hits[0]), int(hits[-1]) + 1))
-    d, h, w = ranges
+    found = find_objects(mask.view(np.uint8))
+    if not found:
+        return None
+    d, h, w = found[0]
     return d, h, w
 
 

@@ -33,15 +33,12 @@ def blobs(
         return union, ()
     roughness = smooth_noise(rng, lattice, 0.65 * radii_mm[1])
     places = rng.choice(likelihood.size, count, replace=False, p=likelihood.ravel() / likelihood.sum())
-    lesions = []
+    points, lesions = lattice.coarse_points(), []
     for place in places:
-        index = np.unravel_index(place, likelihood.shape)
-        x, y, z = (float(lattice.coarse_axis(axis)[i]) for axis, i in enumerate(index))
+        x, y, z = (float(p.flat[place]) for p in points)
         radius = float(np.exp(rng.uniform(*np.log(radii_mm))))
         stretch = np.exp(0.25 * rng.standard_normal(3))
-        squares = sum(
-            ((p - c) / np.float32(s)) ** 2 for p, c, s in zip(lattice.coarse_points(), (x, y, z), stretch, strict=True)
-        )
+        squares = sum(((p - c) / np.float32(s)) ** 2 for p, c, s in zip(points, (x, y, z), stretch, strict=True))
         np.minimum(union, np.sqrt(squares) - radius + 0.22 * radius * roughness, out=union)
         lesions.append(Lesion((x, y, z), radius, tissue))
     return union, tuple(lesions)
