@@ -34,8 +34,8 @@ def simple_itk(path: Path, kind: str) -> Any:
 
 
 @contextmanager
-def in_words(path: Path, kind: str) -> Iterator[None]:
-    """Convert errors of ITK, which span several lines, to a VolumeError with the last line."""
+def explained_errors(path: Path, kind: str) -> Iterator[None]:
+    """Convert errors of ITK, which span several lines, to a VolumeError with the line that states the cause."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -59,7 +59,7 @@ def read_itk_header(path: Path) -> tuple[tuple[int, ...], ItkGeometry, Any]:
     reader = sitk.ImageFileReader()
     reader.SetImageIO(io)
     reader.SetFileName(str(path))
-    with in_words(path, kind):
+    with explained_errors(path, kind):
         reader.ReadImageInformation()
     shape = tuple(reader.GetSize())
     voxel = _voxel_bytes(path, sitk, reader)
@@ -77,7 +77,7 @@ def read_itk_voxels(path: Path, reader: Any) -> np.ndarray:
     sitk = simple_itk(path, "an image")
     shape, voxel = tuple(reader.GetSize()), _voxel_bytes(path, sitk, reader)
     check_memory(path, shape, voxel)
-    with in_words(path, "an image"):
+    with explained_errors(path, "an image"):
         return np.asarray(sitk.GetArrayFromImage(reader.Execute())).T
 
 

@@ -47,14 +47,15 @@ class Pair:
     Attributes:
         subject: identifier of the scanned person; usable as a file name.
         split: train, val or test.
-        source: path of the source, the input of the translation; of several, the first, whose grid is that of the pair.
+        source: path of the source, which is the input of the translation; if there are several, the path of the first,
+            whose grid is that of the pair.
         target: path of the target, on the grid of the source.
         mask: path of a mask of the region in which quality is measured, or None.
         suv_factor: SUV = stored value · suv_factor, or None if values are not converted.
         labels: path of a label volume (:mod:`ppdm.data.regions`) of the regions whose uptake is compared, or None.
         extra: the cells of all other columns, by column; they have no effect.
-        named: paths of the sources by name, in their order, the first of which is ``source``; empty for one source
-            without a name.
+        named: paths of the sources by name, in their order; the first path is ``source``. Empty for one source without
+            a name.
         source_intensity, target_intensity: window in HU of a volume that is CT, or None; the same for all pairs.
 
     Raises:
@@ -183,7 +184,7 @@ def write_manifest(path: str | os.PathLike[str], pairs: Sequence[Pair]) -> None:
 def with_intensities(
     pairs: Sequence[Pair], *, source: HounsfieldWindow | None = None, target: HounsfieldWindow | None = None
 ) -> list[Pair]:
-    """Return the pairs with other windows of their CT volumes; None keeps what the manifest says.
+    """Return the pairs with other windows for their CT volumes; None keeps the window of each pair.
 
     Raises:
         ManifestError: a pair is PET.

@@ -1,11 +1,12 @@
 """Volumes in files: canonical orientation in memory, the file's own geometry on disk.
 
-Formats are NIfTI, and through SimpleITK MetaImage, NRRD and, for reading, DICOM (:mod:`ppdm.data.formats`).
+The formats are NIfTI and, through SimpleITK, MetaImage, NRRD and DICOM, which can only be read
+(:mod:`ppdm.data.formats`).
 
-Axes. In memory, a volume is (D, H, W) in the axis order of nibabel's closest canonical (RAS+) orientation: D runs from
+Axes: in memory, a volume is (D, H, W) in the axis order of nibabel's closest canonical (RAS+) orientation: D runs from
 left to right, H from posterior to anterior, W from inferior to superior. The affine maps voxel indices (d, h, w) to mm.
-Writing uses the geometry that was read: NIfTI to NIfTI preserves shape, affine, codes and units bit for bit, and so do
-origin, spacing and directions from MetaImage to MetaImage. From another format to NIfTI they are rounded to float32.
+Writing uses the geometry that was read. NIfTI to NIfTI keeps shape, affine, codes and units bit for bit. MetaImage to
+MetaImage keeps origin, spacing and directions. From another format to NIfTI, they are rounded to float32.
 
 The checks that make it safe to read a file with a wrong header are in `ppdm.data.nifti_stream`.
 """
@@ -357,7 +358,7 @@ def _exact(stored: np.ndarray, slope: float, intercept: float) -> tuple[np.ndarr
 
 
 def _planes(array: np.ndarray) -> Iterator[tuple[slice, ...]]:
-    """Yield the planes of a volume across the axis along which its memory is most spread."""
+    """Yield the planes of a volume at right angles to the axis with the largest stride in memory."""
     axis = int(np.argmax(np.abs(array.strides)))
     for k in range(array.shape[axis]):
         yield (*[slice(None)] * axis, slice(k, k + 1))

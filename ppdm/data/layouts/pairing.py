@@ -30,7 +30,7 @@ def pairs_from_folder(
     fractions: Fractions = (0.8, 0.1, 0.1),
     suv_table: str | os.PathLike[str] | None = None,
 ) -> tuple[list[Pair], list[str]]:
-    """Find the pairs in a folder; returns them ordered by subject and session, with remarks on omitted files.
+    """Find the pairs in a folder; return them ordered by subject and session, and remarks on omitted files.
 
     A visit without all of the kinds, or with several files of one kind, gives a remark instead of a pair. No file is
     chosen silently. Splits are those of the layout if it has any. Otherwise they are sampled by
@@ -93,7 +93,7 @@ def _adapted(
 
 @dataclass(frozen=True)
 class _Scan:
-    """A file that matches a pattern; its name is relative to the folder; fields without a matching group are empty."""
+    """A file that matches a pattern, with its name relative to the folder and the groups; a missing group is empty."""
 
     name: str
     subject: str
