@@ -77,16 +77,16 @@ class TrainingSet(Sequence[ArrayPair]):
         self._sources: list[list[Range]] = []
         targets: list[Range] = []
         for index, pair in enumerate(self.pairs):
-            *sources, target = load_pair(pair, resample=resample)
-            self._keep(index, (*(source.data for source in sources), target.data))
-            spacings.append(sources[0].spacing)
+            volumes = load_pair(pair, resample=resample)
+            self._keep(index, tuple(volume.data for volume in volumes))
+            spacings.append(volumes[0].spacing)
+            windows = [*[source_window] * len(self.sources), target_window]
+            *sources, target = zip(pair.scans, (volume.data for volume in volumes), windows, strict=True)
+            not_hu += [path for path, data, window in (*sources, target) if window and not resembles_hu(data)]
             if not in_suv:
-                each = zip(pair.sources.values(), sources, strict=True)
-                self._sources.append([source_window or _range(path, source.data, scaling) for path, source in each])
-                targets += [_range(pair.target, target.data)] if scaling is None and target_window is None else []
-            windows = [*[source_window] * len(sources), target_window]
-            for path, volume, window in zip(pair.scans, (*sources, target), windows, strict=True):
-                not_hu += [path] if window and not resembles_hu(volume.data) else []
+                self._sources.append([window or _range(path, data, scaling) for path, data, window in sources])
+                if scaling is None and target_window is None:
+                    targets.append(_range(pair.target, volumes[-1].data))
         _warn_of_units(not_hu)
         d, h, w = np.median(spacings, axis=0).tolist()
         self.spacing = (d, h, w)

@@ -345,10 +345,10 @@ def _float32(stored: np.ndarray, slope: float | None, intercept: float | None) -
 def _exact(stored: np.ndarray, slope: float, intercept: float) -> tuple[np.ndarray, float]:
     """Return values and step of :class:`ExactValues`, still with NaN and infinity."""
     integers = stored.dtype.kind in "iu"
+    if integers and (slope, intercept) == (1.0, 0.0):
+        return stored, 0.0
     if integers and slope.is_integer() and intercept.is_integer():
         ends = [int(end) * int(slope) + int(intercept) for end in (stored.min(), stored.max())]
-        if (slope, intercept) == (1.0, 0.0):
-            return stored, 0.0
         if all(-(1 << 63) <= end < 1 << 63 for end in ends):
             # Integers of numpy are modulo 2**64, so the result is exact even if an intermediate value is too large.
             with np.errstate(over="ignore"):
