@@ -30,7 +30,7 @@ from nibabel.nifti2 import Nifti2Header
 from nibabel.orientations import apply_orientation, ornt_transform
 
 from ppdm.data.dicom import read_series
-from ppdm.data.formats import DETACHED, NIFTI, SUFFIXES, is_dicom_scan, stem, suffix_of
+from ppdm.data.formats import DETACHED, NIFTI, is_dicom_scan, stem, suffix_of
 from ppdm.data.geometry import (
     Geometry,
     ItkGeometry,
@@ -54,9 +54,7 @@ from ppdm.data.nifti_stream import (
 
 __all__ = [
     "GRID_TOLERANCE_MM",
-    "SUFFIXES",
     "ExactValues",
-    "Geometry",
     "Volume",
     "VolumeError",
     "check_same_grid",

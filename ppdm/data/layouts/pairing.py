@@ -244,12 +244,8 @@ def _factors(visits: list[_Visit], suv_table: str | os.PathLike[str] | None) -> 
         return [None] * len(visits)
     table, sessions = read_suv_table(suv_table), Counter(visit.subject for visit in visits)
     factors = [table.factor(visit.subject, visit.session, sessions[visit.subject]) for visit in visits]
-    if None in factors:
-        names = [
-            f"{visit.subject} {visit.session}".strip()
-            for visit, factor in zip(visits, factors, strict=True)
-            if not factor
-        ]
+    if lacking := [visit for visit, factor in zip(visits, factors, strict=True) if factor is None]:
+        names = [f"{visit.subject} {visit.session}".strip() for visit in lacking]
         raise LayoutError(f"{suv_table} has no row for {_some(names)}; add it, or leave the table out.")
     return factors
 

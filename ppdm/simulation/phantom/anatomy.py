@@ -124,11 +124,10 @@ def _voxels(extent: float, spacing: float) -> int:
 
 @dataclass(frozen=True)
 class Lesion:
-    """A lesion: centre in mm (right, anterior, superior), mean radius in mm, and the tissue that it grew in."""
+    """A lesion: centre in mm (right, anterior, superior), and mean radius in mm."""
 
     centre_mm: tuple[float, float, float]
     radius_mm: float
-    tissue: str
 
 
 @dataclass(frozen=True, eq=False)

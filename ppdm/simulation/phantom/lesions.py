@@ -13,7 +13,6 @@ def blobs(
     count: int,
     likelihood: np.ndarray,
     radii_mm: tuple[float, float],
-    tissue: str,
 ) -> tuple[np.ndarray, tuple[Lesion, ...]]:
     """Sample lesions.
 
@@ -23,7 +22,6 @@ def blobs(
         count: number of lesions.
         likelihood: likelihood of a centre at each coarse point, (D, H, W), at least 0, not normalised.
         radii_mm: smallest and largest mean radius; small ones are more frequent.
-        tissue: the tissue that they grow in.
 
     Returns:
         Signed distance to their union in mm on the coarse lattice (+inf if there are none), and the lesions.
@@ -40,5 +38,5 @@ def blobs(
         stretch = np.exp(0.25 * rng.standard_normal(3))
         squares = sum(((p - c) / np.float32(s)) ** 2 for p, c, s in zip(points, (x, y, z), stretch, strict=True))
         np.minimum(union, np.sqrt(squares) - radius + 0.22 * radius * roughness, out=union)
-        lesions.append(Lesion((x, y, z), radius, tissue))
+        lesions.append(Lesion((x, y, z), radius))
     return union, tuple(lesions)

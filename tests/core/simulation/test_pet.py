@@ -391,7 +391,7 @@ def test_a_block_of_lead_gives_finite_images():
 def slab(n):
     """Return a cube of 240 mm: air, liver and lung along D, two lesions in the liver; edges fit voxels for n = 30·k."""
     grid = Grid((n, n, n), (240 / n,) * 3)
-    lesions = tuple(Lesion((0.0, h, 0.0), 24.0, "liver") for h in (-64.0, 64.0))
+    lesions = tuple(Lesion((0.0, h, 0.0), 24.0) for h in (-64.0, 64.0))
     fractions = {tissue: np.zeros((n, n, n), np.float32) for tissue in ("air", "lesion", "lung", "liver")}
     for tissue, part in zip(("air", "liver", "lung"), np.split(np.arange(n), 3), strict=True):
         fractions[tissue][part] = 1
