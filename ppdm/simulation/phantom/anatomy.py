@@ -98,12 +98,6 @@ class Grid:
         return cls((d, h, w), spacing)
 
     @property
-    def extent(self) -> tuple[float, float, float]:
-        """Edge lengths of the grid in mm, from outer face to outer face."""
-        d, h, w = (n * s for n, s in zip(self.shape, self.spacing, strict=True))
-        return d, h, w
-
-    @property
     def voxel_ml(self) -> float:
         """Volume of a voxel in mL."""
         return math.prod(self.spacing) / 1000.0
