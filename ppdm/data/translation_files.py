@@ -177,8 +177,9 @@ def _plan_patterns(named: Mapping[str, Path], output: Path, suffix: str | None) 
 def _plan_folder(source: Path, output: Path, suffix: str | None) -> tuple[list[Work], list[Path]]:
     """Return the inputs and outputs of a folder, and the subfolders that cannot be listed."""
     names, _, unlistable = scan_files(source)
-    inside = os.path.abspath(output)  # translations of an earlier run are no inputs
-    names = [name for name in names if not Path(os.path.abspath(source / name)).is_relative_to(inside)]
+    inside = Path(os.path.abspath(output))
+    if inside.is_relative_to(os.path.abspath(source)):  # translations of an earlier run are no inputs
+        names = [name for name in names if not Path(os.path.abspath(source / name)).is_relative_to(inside)]
     if not names:
         raise TranslationError(f"{source} holds no scan ({SCANS}); name the folder that does.")
     if not output.is_dir() and (output.exists() or suffix_of(output.name)):
