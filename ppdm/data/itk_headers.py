@@ -15,10 +15,10 @@ from ppdm.data.nifti_stream import VolumeError
 
 HEADER_BYTES = 1 << 20  # maximum length of a text header; real ones have a few kilobytes
 
-_AXES = 6  # the most axes that are accepted; no file of one volume needs so many
-_TEXT = 250  # letters: MetaIO keeps texts in buffers of 255
-_NUMBERS = 1000  # letters of a list of numbers
-# Keys whose values are numbers for every axis, and for every pair of axes.
+_AXES = 6  # maximum number of axes; a file of one volume has fewer
+_TEXT = 250  # maximum characters of a text; MetaIO keeps texts in buffers of 255
+_NUMBERS = 1000  # maximum characters of a list of numbers
+# Keys with one number for each axis, and keys with one number for each pair of axes.
 _PER_AXIS = ("DimSize", "ElementSpacing", "ElementSize", "Offset", "Position", "Origin", "CenterOfRotation")
 _PER_PAIR = ("TransformMatrix", "Rotation", "Orientation")
 _COUNTS = ("NDims", "ElementNumberOfChannels", "CompressedDataSize", "HeaderSize", "ID", "ParentID")
