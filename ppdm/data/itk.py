@@ -4,6 +4,7 @@ The header is checked before SimpleITK reads it (:mod:`ppdm.data.itk_headers`), 
 with the files and with the memory of the machine before the voxels are read.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,7 +69,7 @@ def read_itk_header(path: Path) -> tuple[tuple[int, ...], ItkGeometry, Any]:
     itk_geometry = ItkGeometry(np.array(reader.GetOrigin()[:3]), np.array(reader.GetSpacing()[:3]), direction)
     with np.errstate(all="ignore"):
         check_affine(path, itk_geometry.affine)
-    _check_size(path, data, int(np.prod(shape, dtype=object)) * voxel)
+    _check_size(path, data, math.prod(shape) * voxel)
     return shape, itk_geometry, reader
 
 

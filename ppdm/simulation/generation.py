@@ -30,7 +30,6 @@ from ppdm.data.volume import Volume, write_volume
 from ppdm.simulation.tasks import LABELS, MASK, REGIONS, Recipe, find_task, make_subject, split_sizes, subject_name
 
 RECIPE = "recipe.json"
-CACHE_VARIABLE = "PPDM_CACHE"
 
 _LOCK, _PARTIAL = ".lock", ".partial-"
 
@@ -88,7 +87,7 @@ def cached_set(
 
 def cache_folder() -> Path:
     """Return the default folder of sets: $PPDM_CACHE, or `ppdm` in the user's cache folder."""
-    if named := os.environ.get(CACHE_VARIABLE):
+    if named := os.environ.get("PPDM_CACHE"):
         return Path(named)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ppdm"
 
