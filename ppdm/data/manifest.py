@@ -164,8 +164,11 @@ def write_manifest(path: str | os.PathLike[str], pairs: Sequence[Pair]) -> None:
             not Unicode text, or the folder is not writable.
     """
     path = user_path(path)
+    for fault in mixed_sources(pairs):
+        raise ManifestError(fault)
+    sources = [_NAMED + name for name in (pairs[0].named if pairs else ())] or [SOURCE]
     columns = [
-        *_required(_sources_of(pairs)),
+        *_required(sources),
         *(c for c in OPTIONAL_COLUMNS if any(getattr(pair, c) is not None for pair in pairs)),
     ]
     extra = list(dict.fromkeys(name for pair in pairs for name in pair.extra))
@@ -271,13 +274,6 @@ def _faults_of_header(table: CsvTable, required: tuple[str, ...]) -> Iterator[st
         check_sources([column.removeprefix(_NAMED) for column in dict.fromkeys(named)] or [SOURCE])
     except ValueError as error:
         yield f"{error}, in the columns {', '.join(named)}"
-
-
-def _sources_of(pairs: Sequence[Pair]) -> list[str]:
-    """Return the columns of the sources of all pairs."""
-    for fault in mixed_sources(pairs):
-        raise ManifestError(fault)
-    return [_NAMED + name for name in (pairs[0].named if pairs else ())] or [SOURCE]
 
 
 def _faults_of_row(table: CsvTable, cells: list[str], folder: Path) -> Iterator[str]:
