@@ -140,7 +140,7 @@ def check_pair(pair: Pair, *, resample: bool = False) -> Report:
     for path, other in zip(pair.scans[1:], grids[1:], strict=True):
         for fault in _grid_fault(grid, other, (pair.source, path)):
             if resample and grid and other and share_outside(other, grid) == 1:
-                faults.append(f"{path} and {pair.source} have no place in common; check their affines.")
+                faults.append(f"{path} and {pair.source} do not overlap; check their affines.")
             elif resample:
                 remarks.append(f"{path} is not on the grid of {pair.source} and is resampled onto it.")
             else:

@@ -49,7 +49,7 @@ class Labels:
         """Return the labels on another grid, from the nearest voxels; `name` is for messages.
 
         Raises:
-            VolumeError: the two grids have no place in common.
+            VolumeError: the two grids do not overlap.
         """
         return replace(self, numbers=nearest(self.numbers, self.geometry, grid, name), geometry=grid)
 

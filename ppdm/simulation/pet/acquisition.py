@@ -136,7 +136,7 @@ def _checked(
 
 def _volume(name: str, array: np.ndarray) -> np.ndarray:
     if np.ndim(array) != 3 or not np.size(array):
-        raise PETError(f"{name} is a volume (D, H, W), no axis of it empty; got shape {np.shape(array)}.")
+        raise PETError(f"{name} is a volume (D, H, W) without an empty axis; got shape {np.shape(array)}.")
     array = np.ascontiguousarray(array, np.float32)
     if not (np.isfinite(array).all() and array.min() >= 0):
         raise PETError(f"{name} holds values that are negative, infinite or not a number; clip or replace them.")

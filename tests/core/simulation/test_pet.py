@@ -535,7 +535,7 @@ def test_noise_grows_with_the_dose_factor_as_in_real_scans(torso):
     [
         ({"mu": np.zeros((8, 8, 3))}, r"share one grid.*\(8, 8, 2\).*\(8, 8, 3\)"),
         ({"activity": np.zeros((8, 8))}, r"activity is a volume.*\(8, 8\)"),
-        ({"activity": np.zeros((8, 0, 2))}, "no axis of it empty"),
+        ({"activity": np.zeros((8, 0, 2))}, "without an empty axis"),
         ({"activity": np.full((8, 8, 2), -1.0)}, "activity holds values that are negative"),
         ({"activity": np.full((8, 8, 2), np.nan)}, "not a number"),
         ({"mu": np.full((8, 8, 2), np.inf)}, "mu holds values"),
