@@ -117,7 +117,7 @@ def _paint_lesions(
     lesions: list[Lesion] = []
     in_view = np.abs(LATTICE.coarse_axis(2)) < 0.5 * FIELDS_OF_VIEW["torso"][2] - 10.0
     for _ in range(count):
-        host = hosts[rng.integers(len(hosts))]
+        host = hosts[int(rng.integers(len(hosts)))]
         shape, found = blobs(rng, LATTICE, 1, ((host < -7.0) & in_view).astype(np.float64), (5.0, 14.0))
         canvas.paint("lesion", np.maximum(shape, host))
         lesions += found
