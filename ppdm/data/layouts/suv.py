@@ -11,7 +11,7 @@ from ppdm.data.volume import user_path
 
 F18_HALF_LIFE_S = 6586.2
 """Half-life of fluorine-18, 109.77 min (ENSDF, D.R. Tilley et al. 1995). NUBASE2020 has 109.734 min, and scanners
-write up to 6588 s: with these values, the factors after two hours differ by less than 0.04 %."""
+write up to 6588 s: their factors after two hours differ from those with this value by less than 0.04 %."""
 
 COLUMNS = ("subject", "weight_kg", "dose_bq", "minutes")
 OPTIONAL_COLUMNS = ("session", "half_life_min")
@@ -84,7 +84,7 @@ def read_suv_table(path: str | os.PathLike[str]) -> SUVTable:
         table = read_table(path, COLUMNS, "table of weights and doses")
     except TableError as error:
         raise SUVError(str(error)) from None
-    faults = [*table.faults_of_header(COLUMNS, OPTIONAL_COLUMNS), *([table.fault] if table.fault else [])]
+    faults = [*table.faults_of_header(COLUMNS, OPTIONAL_COLUMNS), *filter(None, [table.fault])]
     for remark in table.near_names(COLUMNS, OPTIONAL_COLUMNS):
         warnings.warn(f"{path}: {remark}", stacklevel=2)
     factors: dict[tuple[str, str], float] = {}
