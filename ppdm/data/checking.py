@@ -41,8 +41,8 @@ class Report:
 
     Attributes:
         subject, split: subject and split of the pair.
-        sources: contents of the sources by name, in their order; None if a file cannot be read.
-        target: contents of the target, likewise.
+        sources: contents of the sources by name, in their order; None for a file that cannot be read.
+        target: contents of the target; None if the file cannot be read.
         faults: the reasons to refuse the pair; empty for a sound pair.
         remarks: unusual properties of the pair.
     """
@@ -61,7 +61,7 @@ class Report:
 
     @property
     def source(self) -> Contents | None:
-        """Contents of the source; of several, the first."""
+        """Contents of the source, or of the first of several sources."""
         return next(iter(self.sources.values()))
 
     @property
@@ -71,7 +71,7 @@ class Report:
 
     @property
     def readable(self) -> tuple[Contents, ...]:
-        """The readable ones of sources and target, in this order."""
+        """Contents of the files that could be read: the sources, then the target."""
         return tuple(scan for scan in (*self.sources.values(), self.target) if scan is not None)
 
     @property
@@ -140,7 +140,7 @@ def check_pair(pair: Pair, *, resample: bool = False) -> Report:
     for path, other in zip(pair.scans[1:], grids[1:], strict=True):
         for fault in _grid_fault(grid, other, (pair.source, path)):
             if resample and grid and other and share_outside(other, grid) == 1:
-                faults.append(f"{path} and {pair.source} have no place in common; check their affines.")
+                faults.append(f"{path} and {pair.source} do not overlap; check their affines.")
             elif resample:
                 remarks.append(f"{path} is not on the grid of {pair.source} and is resampled onto it.")
             else:
@@ -247,7 +247,10 @@ def _same_content(reports: Sequence[Report]) -> tuple[list[list[str]], list[list
 
 
 def _outliers(reports: Sequence[Report], units: Sequence[float]) -> list[list[str]]:
-    """For every report, describe the properties of its scans that are far from the median; `units` converts to SUV."""
+    """For every report, describe the properties of its scans that are far from the median.
+
+    `units` holds the factor from stored values to SUV of each report, 1 for scans that are not PET.
+    """
     remarks: list[list[str]] = [[] for _ in reports]
     for role in dict.fromkeys(name for report in reports for name in report.scans):
         scans = {i: scan for i, report in enumerate(reports) if (scan := report.scans.get(role))}

@@ -88,7 +88,7 @@ def examine(
         path: the file.
         suv_factor: SUV per stored unit, for PET only.
         in_hu: whether it is CT.
-        mask, labels: for a target, where it is compared with a translation.
+        mask, labels: mask and labels of a target, in which it is compared with a translation.
 
     Raises:
         VolumeError: the file cannot be read.

@@ -57,7 +57,7 @@ class CsvTable:
         ]
 
     def near_names(self, required: tuple[str, ...], optional: tuple[str, ...]) -> list[str]:
-        """Remarks on columns without effect that are probably misspelt names of optional ones."""
+        """Return remarks on columns that have no effect and are probably misspelt names of optional columns."""
         absent = [name for name in optional if name not in self.header]
         return [
             f"column {name!r} has no effect; is {near[0]!r} meant?"

@@ -16,10 +16,10 @@ import numpy as np
 
 from ppdm.data.formats import dicom_files
 from ppdm.data.geometry import ItkGeometry
-from ppdm.data.itk import in_words, simple_itk
+from ppdm.data.itk import explained_errors, simple_itk
 from ppdm.data.nifti_stream import VolumeError, check_affine, check_memory
 
-SPACING_SHARE = 0.05  # largest deviation of a distance between slices from the others, as a share of it
+SPACING_SHARE = 0.05  # largest deviation of a distance between slices from the median distance, as a share of it
 
 _ORIENTATION_TOLERANCE = 1e-4
 _DESCRIPTION, _POSITION, _ORIENTATION = "0008|103e", "0020|0032", "0020|0037"
@@ -37,7 +37,7 @@ class _Slice:
     spacing: np.ndarray  # mm along a row and along a column
     directions: np.ndarray  # (3, 2): along a row and along a column, LPS+
     position: np.ndarray  # of the first pixel, mm, LPS+
-    announced: int  # slices of the series, if the slice states their number; otherwise 0
+    announced: int  # number of slices of the series, if the slice states it; otherwise 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,8 +66,8 @@ class Series:
         sitk = simple_itk(self.path, "DICOM")
         values = np.empty(self.shape, np.float32, order="F")
         for k, file in enumerate(self.files):
-            with in_words(file, "DICOM"):
-                # Each slice with its own slope; a common integer type would cut the values of some.
+            with explained_errors(file, "DICOM"):
+                # Each slice has its own slope, so a common integer type would truncate the values of some slices.
                 image = sitk.ReadImage(str(file), sitk.sitkFloat32, imageIO="GDCMImageIO")
                 values[..., k] = sitk.GetArrayViewFromImage(image)[0].T
         return values
@@ -100,21 +100,21 @@ def read_series(path: Path) -> Series:
 def _groups(sitk: Any, folder: Path) -> dict[str, list[Path]]:
     """Return the images of a folder by series; refuse files of no series, because a slice could be lost."""
     reader = sitk.ImageSeriesReader
-    with in_words(folder, "DICOM"):
+    with explained_errors(folder, "DICOM"):
         groups = {
             uid: [Path(name) for name in reader.GetGDCMSeriesFileNames(str(folder), uid)]
             for uid in reader.GetGDCMSeriesIDs(str(folder))
         }
     known = {file.name for files in groups.values() for file in files}
     unknown = (file for file in dicom_files(folder) if file.name not in known)
-    if lost := [file.name for file in unknown if not _is_no_image(file)]:
+    if lost := [file.name for file in unknown if not _has_no_pixels(file)]:
         raise VolumeError(
             f"{folder}: {len(lost)} of its DICOM files cannot be read, such as {lost[0]}; copy or export them again."
         )
     return groups
 
 
-def _is_no_image(file: Path) -> bool:
+def _has_no_pixels(file: Path) -> bool:
     """Whether the header of a DICOM file states an object without pixels, such as a report or contours."""
     with open(file, "rb") as stream:
         uid = re.search(rb"\x02\0\x02\0UI..([0-9.]+)", stream.read(1024), re.DOTALL)
@@ -125,7 +125,7 @@ def _information(sitk: Any, file: Path) -> Any:
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
     reader.SetFileName(str(file))
-    with in_words(file, "DICOM"):
+    with explained_errors(file, "DICOM"):
         reader.ReadImageInformation()
     return reader
 
@@ -184,7 +184,7 @@ def _volume(path: Path, slices: list[_Slice]) -> Series:
                 "orientation; name a folder with only the slices of one volume."
             )
     if first.announced > len(slices):
-        raise VolumeError(f"{path} has {len(slices)} slices, and they state {first.announced}; {_WHOLE}.")
+        raise VolumeError(f"{path} has {len(slices)} slices, and its files state {first.announced}; {_WHOLE}.")
     normal = np.cross(*first.directions.T)
     slices = sorted(slices, key=lambda one: float(one.position @ normal))
     step = _step(path, slices, normal)

@@ -47,10 +47,10 @@ def _walk(folder: Path, unlistable: list[str]) -> Iterator[tuple[PurePath, list[
 
 
 def _is_entered(place: str, entered: set[str]) -> bool:
-    """Whether to enter a folder; a link is skipped if its target is, or is inside, a folder in ``entered``."""
-    if not os.path.islink(place):
-        return True
+    """Whether to enter a folder: not if it is in ``entered``, nor if it is a link to a folder inside one of these."""
     destination = os.path.realpath(place)
+    if not os.path.islink(place):
+        return destination not in entered  # it may be if a link led to a folder above it
     if any(Path(destination).is_relative_to(known) for known in entered):
         return False
     entered.add(destination)

@@ -1,7 +1,7 @@
 """File formats of volumes, recognised by name (NIfTI, MetaImage, NRRD) or by content (DICOM).
 
 A scan is one file of the first three formats, or a DICOM series: slices in one folder, named by the folder or by one of
-the slices. The header of a `.mhd` or `.nhdr` file names a second file, which holds the voxels.
+the slices.
 """
 
 import os
@@ -12,6 +12,7 @@ NIFTI = (".nii", ".nii.gz")
 METAIMAGE = (".mha", ".mhd")
 NRRD = (".nrrd", ".nhdr")
 SUFFIXES = (*NIFTI, *METAIMAGE, *NRRD)
+DETACHED = (".mhd", ".nhdr")  # headers that name a second file, which holds the voxels
 
 SCANS = "NIfTI, MetaImage, NRRD or DICOM"
 

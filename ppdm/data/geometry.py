@@ -76,15 +76,6 @@ class ItkGeometry:
         lps[:3, :3], lps[:3, 3] = self.direction * self.spacing, self.origin
         return _LPS @ lps
 
-    def header(self, shape: tuple[int, ...]) -> Nifti1Header:
-        """Return a NIfTI header with this geometry, rounded to float32: NIfTI-1 unless an axis is too long for it."""
-        header = (Nifti1Header if max(shape) < 1 << 15 else Nifti2Header)()
-        header.set_data_shape(shape)
-        header.set_xyzt_units("mm")
-        header.set_qform(self.affine, code="scanner")
-        header.set_sform(self.affine, code="scanner")
-        return header
-
 
 def orientation(affine: np.ndarray) -> np.ndarray:
     """Return the closest canonical axis of each file axis and its sign, as nibabel's ``io_orientation``, (3, 2).
@@ -112,6 +103,16 @@ def canonical_geometry(affine: np.ndarray, shape: tuple[int, int, int]) -> Geome
     axes = orientation(affine)
     d, h, w = (shape[axis] for axis in np.argsort(axes[:, 0]))
     return Geometry((d, h, w), affine @ inv_ornt_aff(axes, shape))
+
+
+def nifti_header(affine: np.ndarray, shape: tuple[int, ...]) -> Nifti1Header:
+    """Return a header with an affine in mm, rounded to float32: NIfTI-1 unless an axis is too long for it."""
+    header = (Nifti1Header if max(shape) < 1 << 15 else Nifti2Header)()
+    header.set_data_shape(shape)
+    header.set_xyzt_units("mm")
+    header.set_qform(affine, code="scanner")
+    header.set_sform(affine, code="scanner")
+    return header
 
 
 def spatial_shape(header: Nifti1Header) -> tuple[int, int, int]:

@@ -4,6 +4,7 @@ The header is checked before SimpleITK reads it (:mod:`ppdm.data.itk_headers`), 
 with the files and with the memory of the machine before the voxels are read.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,12 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from ppdm.data.formats import METAIMAGE, suffix_of
+from ppdm.data.formats import DETACHED, METAIMAGE, suffix_of
 from ppdm.data.geometry import ItkGeometry
 from ppdm.data.itk_headers import data_file
-from ppdm.data.nifti_stream import DEFLATE_RATIO, VolumeError, check_affine, check_axes, check_memory, check_place
-
-_COMPRESSED_ONCE = (".mha", ".nrrd")  # one file; the files of voxels beside the other headers stay plain
+from ppdm.data.nifti_stream import DEFLATE_RATIO, VolumeError, check_affine, check_axes, check_memory
 
 
 def simple_itk(path: Path, kind: str) -> Any:
@@ -36,8 +35,8 @@ def simple_itk(path: Path, kind: str) -> Any:
 
 
 @contextmanager
-def in_words(path: Path, kind: str) -> Iterator[None]:
-    """Convert errors of ITK, which span several lines, to a VolumeError with the last line."""
+def explained_errors(path: Path, kind: str) -> Iterator[None]:
+    """Convert errors of ITK, which span several lines, to a VolumeError with the line that states the cause."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -53,25 +52,24 @@ def read_itk_header(path: Path) -> tuple[tuple[int, ...], ItkGeometry, Any]:
         The shape in the order of the file, with trailing axes of length 1; the geometry; a reader of SimpleITK.
 
     Raises:
-        VolumeError: the file is missing, damaged, not of its format, or not a real-valued volume, or SimpleITK is
-            absent.
+        VolumeError: the file is damaged, not of its format, or not a real-valued volume, or SimpleITK is absent.
     """
-    check_place(path)
     kind, io = ("MetaImage", "MetaImageIO") if suffix_of(path.name) in METAIMAGE else ("NRRD", "NrrdImageIO")
     sitk = simple_itk(path, kind)
     data = data_file(path)
     reader = sitk.ImageFileReader()
     reader.SetImageIO(io)
     reader.SetFileName(str(path))
-    with in_words(path, kind):
+    with explained_errors(path, kind):
         reader.ReadImageInformation()
     shape = tuple(reader.GetSize())
     voxel = _voxel_bytes(path, sitk, reader)
     check_axes(path, shape)
-    itk_geometry = _itk_geometry(reader, len(shape))
+    direction = np.reshape(reader.GetDirection(), (len(shape), len(shape)))[:3, :3]
+    itk_geometry = ItkGeometry(np.array(reader.GetOrigin()[:3]), np.array(reader.GetSpacing()[:3]), direction)
     with np.errstate(all="ignore"):
         check_affine(path, itk_geometry.affine)
-    _check_size(path, data, int(np.prod(shape, dtype=object)) * voxel)
+    _check_size(path, data, math.prod(shape) * voxel)
     return shape, itk_geometry, reader
 
 
@@ -80,12 +78,12 @@ def read_itk_voxels(path: Path, reader: Any) -> np.ndarray:
     sitk = simple_itk(path, "an image")
     shape, voxel = tuple(reader.GetSize()), _voxel_bytes(path, sitk, reader)
     check_memory(path, shape, voxel)
-    with in_words(path, "an image"):
+    with explained_errors(path, "an image"):
         return np.asarray(sitk.GetArrayFromImage(reader.Execute())).T
 
 
 def write_itk(path: Path, native: np.ndarray, itk_geometry: ItkGeometry) -> None:
-    """Write float32 voxels in the axis order of the file; three axes, or more with trailing ones of length 1.
+    """Write float32 voxels in the axis order of the file; of the trailing axes of length 1, two at most are kept.
 
     Raises:
         VolumeError: SimpleITK is absent.
@@ -96,17 +94,12 @@ def write_itk(path: Path, native: np.ndarray, itk_geometry: ItkGeometry) -> None
     image.SetOrigin(itk_geometry.origin.tolist())
     image.SetSpacing(itk_geometry.spacing.tolist())
     image.SetDirection(itk_geometry.direction.ravel().tolist())
-    for _ in native.shape[3:]:
+    for _ in native.shape[3:5]:  # SimpleITK joins up to five axes
         image = sitk.JoinSeries([image])
     try:
-        sitk.WriteImage(image, str(path), useCompression=suffix_of(path.name) in _COMPRESSED_ONCE)
+        sitk.WriteImage(image, str(path), useCompression=suffix_of(path.name) not in DETACHED)
     except RuntimeError as error:
         raise OSError(str(error).strip().splitlines()[-1]) from None
-
-
-def companion(path: Path) -> Path | None:
-    """Return the data file that :func:`write_itk` writes beside a header of this name; None for formats of one file."""
-    return path.with_suffix(".raw") if suffix_of(path.name) in (".mhd", ".nhdr") else None
 
 
 def _voxel_bytes(path: Path, sitk: Any, reader: Any) -> int:
@@ -123,11 +116,6 @@ def _voxel_bytes(path: Path, sitk: Any, reader: Any) -> int:
             "volume per file."
         )
     return sizes[kind]
-
-
-def _itk_geometry(reader: Any, axes: int) -> ItkGeometry:
-    direction = np.reshape(reader.GetDirection(), (axes, axes))
-    return ItkGeometry(np.array(reader.GetOrigin()[:3]), np.array(reader.GetSpacing()[:3]), direction[:3, :3])
 
 
 def _check_size(path: Path, data: Path, needed: int) -> None:

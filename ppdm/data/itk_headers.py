@@ -1,7 +1,7 @@
 """Checks of MetaImage and NRRD headers before SimpleITK reads them.
 
-ITK's reader of MetaImage trusts the header: with a false number of axes it writes outside its buffers. So it gets a
-header only if all lines, numbers and lengths are as the format demands. A header may name one data file, in its folder.
+ITK's reader of MetaImage trusts the header: if the number of axes is wrong, it writes outside its buffers. Therefore it
+reads a header only if all lines, numbers and lengths follow the format. A header may name one data file, in its folder.
 
 Sources: https://itk.org/Wiki/ITK/MetaIO/Documentation and https://teem.sourceforge.net/nrrd/format.html.
 """
@@ -15,10 +15,10 @@ from ppdm.data.nifti_stream import VolumeError
 
 HEADER_BYTES = 1 << 20  # maximum length of a text header; real ones have a few kilobytes
 
-_AXES = 6  # more than any image of one volume has
-_TEXT = 250  # letters: MetaIO keeps texts in buffers of 255
-_NUMBERS = 1000  # letters of a list of numbers
-# Keys whose values are numbers for every axis, and for every pair of axes.
+_AXES = 6  # maximum number of axes; a file of one volume has fewer
+_TEXT = 250  # maximum characters of a text; MetaIO keeps texts in buffers of 255
+_NUMBERS = 1000  # maximum characters of a list of numbers
+# Keys with one number for each axis, and keys with one number for each pair of axes.
 _PER_AXIS = ("DimSize", "ElementSpacing", "ElementSize", "Offset", "Position", "Origin", "CenterOfRotation")
 _PER_PAIR = ("TransformMatrix", "Rotation", "Orientation")
 _COUNTS = ("NDims", "ElementNumberOfChannels", "CompressedDataSize", "HeaderSize", "ID", "ParentID")
@@ -54,7 +54,7 @@ def data_file(path: Path) -> Path:
 
 
 def _metaimage(path: Path, lines: list[str]) -> str:
-    """Check every line of a header up to its last, which names the data file; returns this name or LOCAL."""
+    """Check every line of a header up to the last, which names the data file; return this name, or LOCAL."""
     found: dict[str, str] = {}
     for line in lines:
         match = _LINE.fullmatch(line)

@@ -27,7 +27,6 @@ from ppdm.data.volume import Volume, check_same_grid, read_volume, user_path
 from ppdm.sources import SOURCE, check_sources
 
 SPLITS = ("train", "val", "test")
-REQUIRED_COLUMNS = ("subject", "split", "source", "target")
 INTENSITY_COLUMNS = ("source_intensity", "target_intensity")
 OPTIONAL_COLUMNS = ("mask", "labels", "suv_factor", *INTENSITY_COLUMNS)
 
@@ -48,14 +47,15 @@ class Pair:
     Attributes:
         subject: identifier of the scanned person; usable as a file name.
         split: train, val or test.
-        source: path of the source, the input of the translation; of several, the first, whose grid is that of the pair.
+        source: path of the source, which is the input of the translation; if there are several, the path of the first,
+            whose grid is that of the pair.
         target: path of the target, on the grid of the source.
         mask: path of a mask of the region in which quality is measured, or None.
         suv_factor: SUV = stored value · suv_factor, or None if values are not converted.
         labels: path of a label volume (:mod:`ppdm.data.regions`) of the regions whose uptake is compared, or None.
         extra: the cells of all other columns, by column; they have no effect.
-        named: paths of the sources by name, in their order, the first of which is ``source``; empty for one source
-            without a name.
+        named: paths of the sources by name, in their order; the first path is ``source``. Empty for one source without
+            a name.
         source_intensity, target_intensity: window in HU of a volume that is CT, or None; the same for all pairs.
 
     Raises:
@@ -129,13 +129,13 @@ def manifest_faults(path: str | os.PathLike[str]) -> tuple[list[Pair], list[str]
     """
     path = user_path(path)
     try:
-        table = read_table(path, REQUIRED_COLUMNS, "manifest")
+        table = read_table(path, _required([SOURCE]), "manifest")
     except TableError as error:
         raise ManifestError(str(error)) from None
     broken = [table.fault] if table.fault else []
     if not table.header:
-        return [], broken or [f"line 1: it is empty; begin with {','.join(REQUIRED_COLUMNS)}"]
-    required = _required(table.header)
+        return [], broken or [f"line 1: it is empty; begin with {','.join(_required([SOURCE]))}"]
+    required = _required(_names(table.header))
     if faults := [f"line 1: {fault}" for fault in _faults_of_header(table, required)]:
         return [], faults + broken
     if not table.rows and not broken:
@@ -164,9 +164,11 @@ def write_manifest(path: str | os.PathLike[str], pairs: Sequence[Pair]) -> None:
             not Unicode text, or the folder is not writable.
     """
     path = user_path(path)
-    sources = _sources_of(pairs)
+    for fault in mixed_sources(pairs):
+        raise ManifestError(fault)
+    sources = [_NAMED + name for name in (pairs[0].named if pairs else ())] or [SOURCE]
     columns = [
-        *(name for column in REQUIRED_COLUMNS for name in (sources if column == SOURCE else [column])),
+        *_required(sources),
         *(c for c in OPTIONAL_COLUMNS if any(getattr(pair, c) is not None for pair in pairs)),
     ]
     extra = list(dict.fromkeys(name for pair in pairs for name in pair.extra))
@@ -185,7 +187,7 @@ def write_manifest(path: str | os.PathLike[str], pairs: Sequence[Pair]) -> None:
 def with_intensities(
     pairs: Sequence[Pair], *, source: HounsfieldWindow | None = None, target: HounsfieldWindow | None = None
 ) -> list[Pair]:
-    """Return the pairs with other windows of their CT volumes; None keeps what the manifest says.
+    """Return the pairs with other windows for their CT volumes; None keeps the window of each pair.
 
     Raises:
         ManifestError: a pair is PET.
@@ -203,6 +205,16 @@ def mixed_units(pairs: Sequence[Pair]) -> Iterator[str]:
             f"{len(pairs) - len(without)} pairs have an suv_factor and {len(without)} have none (such as subject "
             f"{without[0]}); give it for all (PET) or for none (MRI)."
         )
+
+
+def mixed_sources(pairs: Sequence[Pair]) -> Iterator[str]:
+    """Yield a fault for each pair whose sources are not those of the first pair, in the same order."""
+    for pair in pairs[1:]:
+        if [*pair.named] != [*pairs[0].named]:
+            yield (
+                f"Subject {pairs[0].subject} has the sources {', '.join(pairs[0].sources)}, and subject {pair.subject} "
+                f"{', '.join(pair.sources)}; give all pairs the same sources in the same order."
+            )
 
 
 def load_pair(pair: Pair, *, resample: bool = False) -> tuple[Volume, ...]:
@@ -249,8 +261,8 @@ def _names(header: Sequence[str]) -> list[str]:
     return [column for column in header if column.startswith(_NAMED)] or [SOURCE]
 
 
-def _required(header: Sequence[str]) -> tuple[str, ...]:
-    return tuple(name for column in REQUIRED_COLUMNS for name in (_names(header) if column == SOURCE else [column]))
+def _required(sources: Sequence[str]) -> tuple[str, ...]:
+    return ("subject", "split", *sources, "target")
 
 
 def _faults_of_header(table: CsvTable, required: tuple[str, ...]) -> Iterator[str]:
@@ -262,18 +274,6 @@ def _faults_of_header(table: CsvTable, required: tuple[str, ...]) -> Iterator[st
         check_sources([column.removeprefix(_NAMED) for column in dict.fromkeys(named)] or [SOURCE])
     except ValueError as error:
         yield f"{error}, in the columns {', '.join(named)}"
-
-
-def _sources_of(pairs: Sequence[Pair]) -> list[str]:
-    """Return the columns of the sources of all pairs."""
-    first = pairs[0] if pairs else None
-    for pair in pairs:
-        if first is not None and [*pair.named] != [*first.named]:
-            raise ManifestError(
-                f"subject {first.subject} has the sources {', '.join(first.sources)}, and subject {pair.subject} "
-                f"{', '.join(pair.sources)}; give all pairs of a manifest the same sources in the same order."
-            )
-    return [_NAMED + name for name in first.named] if first and first.named else [SOURCE]
 
 
 def _faults_of_row(table: CsvTable, cells: list[str], folder: Path) -> Iterator[str]:
@@ -329,7 +329,7 @@ def _window(cell: str) -> HounsfieldWindow | None:
 def _pair(table: CsvTable, row: dict[str, str], folder: Path) -> Pair:
     mask, labels, factor = row.get("mask"), row.get("labels"), row.get("suv_factor")
     columns = _names(table.header)
-    known = {*_required(table.header), *OPTIONAL_COLUMNS}
+    known = {*_required(columns), *OPTIONAL_COLUMNS}
     return Pair(
         subject=row["subject"],
         split=row["split"] or "train",

@@ -42,7 +42,6 @@ def opened(path: Path) -> Iterator[BinaryIO]:
     Raises:
         VolumeError: the file system or gzip reports an error, also while the stream is read.
     """
-    check_place(path)
     try:
         opener: Any = gzip.open if is_gzip(path) else open
         with opener(path, "rb") as stream:
@@ -65,16 +64,17 @@ def is_gzip(path: Path) -> bool:
         return stream.read(2) == b"\x1f\x8b"
 
 
-def check_place(path: Path) -> None:
-    """Check that a path is a file.
+def check_file(path: Path) -> None:
+    """Check that a path is a file whose name has the suffix of a volume.
 
     Raises:
-        VolumeError: it does not exist or is not a file.
+        VolumeError: it does not exist, is not a file, or has another suffix.
     """
     if not os.path.exists(path):
         raise VolumeError(f"{path} does not exist or cannot be reached; check the name and the folder.")
     if not os.path.isfile(path):
         raise VolumeError(f"{path} is not a file; name one scan, {SCANS} (a folder holds several).")
+    check_suffix(path, " or a DICOM header")
 
 
 def check_suffix(path: Path, other: str = "") -> None:

@@ -86,7 +86,8 @@ class HounsfieldWindow(Range):
     high: float = 3000.0
 
     def __str__(self) -> str:
-        return f"ct:{self.low:g},{self.high:g}"
+        low, high = (np.format_float_positional(end, trim="-") for end in (self.low, self.high))
+        return f"ct:{low},{high}"
 
     @classmethod
     def parse(cls, text: str) -> Self:

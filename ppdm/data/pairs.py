@@ -12,7 +12,7 @@ from typing import overload
 import numpy as np
 
 from ppdm.data.contents import NOT_HU, resembles_hu
-from ppdm.data.manifest import Pair, load_pair, mixed_units, read_manifest
+from ppdm.data.manifest import Pair, load_pair, mixed_sources, mixed_units, read_manifest
 from ppdm.data.normalise import HounsfieldWindow, Intensity, IntensityError, Range, percentile_range, pooled_range
 from ppdm.data.scaling import PercentileScaling, Scaling, SUVScaling
 
@@ -36,7 +36,8 @@ class TrainingSet(Sequence[ArrayPair]):
         keep: maximum bytes of volumes to keep in memory; other volumes are read again on each access.
         resample: whether to interpolate targets on other grids onto the grids of their sources; otherwise they are
             refused.
-        scaling: scaling of another set to use for these pairs; if given, no target statistic is computed.
+        scaling: scaling of another set to use for these pairs, also for their sources, as in translation; if given, no
+            target statistic is computed.
 
     Attributes:
         scaling: the conversion from intensities to network values; an input of :class:`ppdm.checkpoint.Trained`.
@@ -49,9 +50,6 @@ class TrainingSet(Sequence[ArrayPair]):
         VolumeError: a volume cannot be read, or the volumes of a pair are not on one grid.
     """
 
-    scaling: Scaling
-    spacing: tuple[float, float, float]
-
     def __init__(
         self,
         pairs: Sequence[Pair],
@@ -62,8 +60,9 @@ class TrainingSet(Sequence[ArrayPair]):
     ) -> None:
         self.pairs, self.resample, self._room = tuple(pairs), resample, keep
         self._kept: dict[int, tuple[np.ndarray, ...]] = {}
-        in_suv = _is_pet(self.pairs)
-        self.sources = _source_names(self.pairs)
+        _check(self.pairs)
+        in_suv = self.pairs[0].suv_factor is not None
+        self.sources = tuple(self.pairs[0].sources)
         if scaling is not None and in_suv != isinstance(scaling, SUVScaling):
             wanted, got = ("PET", "MRI or CT") if isinstance(scaling, SUVScaling) else ("MRI or CT", "PET")
             raise PairsError(
@@ -71,25 +70,27 @@ class TrainingSet(Sequence[ArrayPair]):
                 "of one modality."
             )
         source_window, target_window = (_window(self.pairs, role) for role in ("source", "target"))
+        if isinstance(scaling, PercentileScaling):
+            source_window = scaling.source
         not_hu: list[Path] = []
         spacings: list[tuple[float, float, float]] = []
         self._sources: list[list[Range]] = []
         targets: list[Range] = []
         for index, pair in enumerate(self.pairs):
-            *sources, target = load_pair(pair, resample=resample)
-            self._keep(index, (*(source.data for source in sources), target.data))
-            spacings.append(sources[0].spacing)
+            volumes = load_pair(pair, resample=resample)
+            self._keep(index, tuple(volume.data for volume in volumes))
+            spacings.append(volumes[0].spacing)
+            windows = [*[source_window] * len(self.sources), target_window]
+            *sources, target = zip(pair.scans, (volume.data for volume in volumes), windows, strict=True)
+            not_hu += [path for path, data, window in (*sources, target) if window and not resembles_hu(data)]
             if not in_suv:
-                each = zip(pair.sources.values(), sources, strict=True)
-                self._sources.append([source_window or _range(path, source.data, scaling) for path, source in each])
-                targets += [_range(pair.target, target.data)] if scaling is None and target_window is None else []
-            windows = [*[source_window] * len(sources), target_window]
-            for path, volume, window in zip(pair.scans, (*sources, target), windows, strict=True):
-                not_hu += [path] if window and not resembles_hu(volume.data) else []
+                self._sources.append([window or _range(path, data, scaling) for path, data, window in sources])
+                if scaling is None and target_window is None:
+                    targets.append(_range(pair.target, volumes[-1].data))
         _warn_of_units(not_hu)
         d, h, w = np.median(spacings, axis=0).tolist()
         self.spacing = (d, h, w)
-        self.scaling = scaling or (
+        self.scaling: Scaling = scaling or (
             SUVScaling(stored=all(pair.suv_factor == 1 for pair in self.pairs))
             if in_suv
             else PercentileScaling(target_window or pooled_range(targets), source=source_window)
@@ -142,23 +143,11 @@ class TrainingSet(Sequence[ArrayPair]):
             self._kept[index] = volumes
 
 
-def _is_pet(pairs: Sequence[Pair]) -> bool:
+def _check(pairs: Sequence[Pair]) -> None:
     if not pairs:
         raise PairsError("There are no pairs to train on; mark rows of the manifest with the split 'train'.")
-    for fault in mixed_units(pairs):
+    for fault in (*mixed_units(pairs), *mixed_sources(pairs)):
         raise PairsError(fault)
-    return pairs[0].suv_factor is not None
-
-
-def _source_names(pairs: Sequence[Pair]) -> tuple[str, ...]:
-    first = pairs[0]
-    for pair in pairs:
-        if [*pair.sources] != [*first.sources]:
-            raise PairsError(
-                f"Subject {first.subject} has the sources {', '.join(first.sources)}, and subject {pair.subject} "
-                f"{', '.join(pair.sources)}; give all pairs the same sources in the same order."
-            )
-    return tuple(first.sources)
 
 
 def _window(pairs: Sequence[Pair], role: str) -> HounsfieldWindow | None:

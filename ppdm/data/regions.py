@@ -49,7 +49,7 @@ class Labels:
         """Return the labels on another grid, from the nearest voxels; `name` is for messages.
 
         Raises:
-            VolumeError: the two grids have no place in common.
+            VolumeError: the two grids do not overlap.
         """
         return replace(self, numbers=nearest(self.numbers, self.geometry, grid, name), geometry=grid)
 
@@ -114,7 +114,7 @@ def check_regions(numbers: Collection[int], names: Mapping[int, str] | None, pat
     if names is not None and not names.keys() & set(found):
         few = ", ".join(map(str, found[:3])) + (", …" if len(found) > 3 else "")
         raise RegionError(
-            f"{path} has the regions {few}, and {table_name(path.name)} lists none of them; write the numbers of the "
+            f"{path} has the regions {few}, and {names_file(path).name} lists none of them; write the numbers of the "
             "regions into the column index."
         )
 
@@ -132,7 +132,7 @@ def read_names(labels: Path) -> dict[int, str] | None:
         table = read_table(path, _HEADER, "table of regions", tsv=True)
     except TableError as error:
         raise RegionError(str(error)) from None
-    if fault := next(iter([*filter(None, [table.fault]), *table.faults_of_header(_HEADER, ())]), ""):
+    if fault := table.fault or next(iter(table.faults_of_header(_HEADER, ())), ""):
         raise RegionError(
             f"{path} is not a table of regions ({fault}); expected the columns index (a whole number) and name, "
             "separated by tabs."
@@ -160,21 +160,12 @@ def names_table(names: Mapping[int, str]) -> bytes:
 
 
 def names_file(labels: Path) -> Path:
-    """Return the table of a label volume, beside it; it need not exist."""
-    return labels.with_name(table_name(labels.name))
-
-
-def table_name(labels: str) -> str:
-    """Return the file name of the table of a label volume, such as ``labels.tsv``."""
-    return stem(labels) + ".tsv"
+    """Return the table of a label volume, such as ``labels.tsv`` beside ``labels.nii.gz``; it need not exist."""
+    return labels.with_name(stem(labels.name) + ".tsv")
 
 
 def _plain(name: str, number: str) -> str:
     """Return a form for metric names, in any script: ``left_kidney`` for `Left kidney`; the number if that is empty."""
-    letters = (letter if unicodedata.category(letter)[0] in "LMN" else " " for letter in _composed(name).lower())
+    composed = unicodedata.normalize("NFKC", name).lower()  # Unicode can write some letters, such as é, in several ways
+    letters = (letter if unicodedata.category(letter)[0] in "LMN" else " " for letter in composed)
     return "_".join("".join(letters).split()) or (number if name else "")
-
-
-def _composed(text: str) -> str:
-    """Return one form of letters that Unicode can write in several ways, such as é."""
-    return unicodedata.normalize("NFKC", text)

@@ -26,9 +26,9 @@ class PercentileScaling:
     """MRI and CT: each source is scaled by its own percentiles, every target by one range fixed in training.
 
     Args:
-        target: the pooled range of the training targets, physical values; of CT, a window in HU.
+        target: the pooled range of the training targets, physical values; for CT, a window in HU.
         low, high: percentiles of a source that map to -1 and +1.
-        source: window in HU of a CT source, which replaces the percentiles.
+        source: window in HU of CT sources, which replaces the percentiles.
 
     Raises:
         IntensityError: target is not a Range, source is not a window, or the percentiles do not satisfy
@@ -50,11 +50,11 @@ class PercentileScaling:
 
     @property
     def unit(self) -> str:
-        """Unit of the target: HU of CT; empty for MRI, which has none."""
+        """Unit of the target: HU for CT; empty for MRI, which has no unit."""
         return "HU" if isinstance(self.target, HounsfieldWindow) else ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the scaling as JSON values; `source` only if there is one, as in files of earlier versions."""
+        """Return the scaling as JSON values; without `source` if it is None, as in files of earlier versions."""
         whole = {"kind": self.kind, "target": self.target.to_dict(), "low": self.low, "high": self.high}
         return whole if self.source is None else {**whole, "source": self.source.to_dict()}
 
@@ -106,8 +106,8 @@ class SUVScaling:
         """
         if suv_factor is None and not self.stored:
             raise IntensityError(
-                "The training scans were turned into SUV by a factor each, so this scan needs its own: give "
-                "suv_factor = 1000 · weight in kg / decay-corrected dose in Bq, or 1 where the file holds SUV."
+                "Each training scan was converted to SUV by its own factor, so this scan needs its factor too: give "
+                "suv_factor = 1000 · weight in kg / decay-corrected dose in Bq, or 1 if the file holds SUV."
             )
         scale = LogSUV(1.0 if suv_factor is None else suv_factor, self.ceiling)
         return scale, scale

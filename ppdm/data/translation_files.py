@@ -96,7 +96,7 @@ def check_outputs(places: list[Path], overwrite: bool) -> None:
     """Refuse outputs that exist, that share a file, or whose format needs SimpleITK if that is absent.
 
     Raises:
-        TranslationError: one exists, or two share a file.
+        TranslationError: an output exists, or two outputs share a file.
         VolumeError: SimpleITK is needed and absent.
     """
     files = [file for place in places for file in written_files(place)]
@@ -115,7 +115,7 @@ def check_inputs_remain(work: list[Work], written: Sequence[Sequence[Path]]) -> 
     """Refuse an output that would replace a file of any input: by its own name, by a link, or as a data file.
 
     Raises:
-        TranslationError: it would.
+        TranslationError: an output would replace a file of an input.
     """
     owners = {_identity(file): scan for scans, _ in work for scan in scans for file in _files(scan) if file.exists()}
     for file in (file for places in written for place in places for file in written_files(place) if file.exists()):
@@ -127,7 +127,7 @@ def make_folder(folder: Path) -> None:
     """Make a folder for outputs; it may exist.
 
     Raises:
-        TranslationError: it cannot be made.
+        TranslationError: the folder cannot be made.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -139,7 +139,7 @@ def check_writable(folder: Path) -> None:
     """Refuse a folder that cannot be written to.
 
     Raises:
-        TranslationError: it cannot.
+        TranslationError: the folder cannot be written to.
     """
     if not os.access(folder, os.W_OK | os.X_OK):
         raise TranslationError(f"{folder} cannot be written to; change its permissions, or name another folder.")
@@ -162,7 +162,7 @@ def _checked_file(source: Path, output: Path, suffix: str | None) -> Path:
 
 
 def _plan_patterns(named: Mapping[str, Path], output: Path, suffix: str | None) -> list[Work]:
-    """Return the inputs and outputs of scans found by patterns; an output has the place of its first source."""
+    """Return the inputs and outputs of scans found by patterns; an output is named after its first source."""
     try:
         found = matched(named)
     except MatchError as error:
@@ -177,15 +177,15 @@ def _plan_patterns(named: Mapping[str, Path], output: Path, suffix: str | None) 
 def _plan_folder(source: Path, output: Path, suffix: str | None) -> tuple[list[Work], list[Path]]:
     """Return the inputs and outputs of a folder, and the subfolders that cannot be listed."""
     names, _, unlistable = scan_files(source)
-    inside = os.path.abspath(output)  # translations of an earlier run are no inputs
-    names = [name for name in names if not Path(os.path.abspath(source / name)).is_relative_to(inside)]
+    inside = Path(os.path.abspath(output))
+    if inside.is_relative_to(os.path.abspath(source)):  # translations of an earlier run are no inputs
+        names = [name for name in names if not Path(os.path.abspath(source / name)).is_relative_to(inside)]
     if not names:
         raise TranslationError(f"{source} holds no scan ({SCANS}); name the folder that does.")
     if not output.is_dir() and (output.exists() or suffix_of(output.name)):
         raise TranslationError(f"{output} is a file and {source} a folder of scans; name a folder for the outputs.")
-    return [((source / name,), output / _output_name(source, name, suffix)) for name in names], list(
-        map(Path, unlistable)
-    )
+    work: list[Work] = [((source / name,), output / _output_name(source, name, suffix)) for name in names]
+    return work, [Path(name) for name in unlistable]
 
 
 def _output_name(folder: Path, name: str, suffix: str | None) -> Path:

@@ -1,11 +1,12 @@
 """Volumes in files: canonical orientation in memory, the file's own geometry on disk.
 
-Formats are NIfTI, and through SimpleITK MetaImage, NRRD and, for reading, DICOM (:mod:`ppdm.data.formats`).
+The formats are NIfTI and, through SimpleITK, MetaImage, NRRD and DICOM, which can only be read
+(:mod:`ppdm.data.formats`).
 
-Axes. In memory, a volume is (D, H, W) in the axis order of nibabel's closest canonical (RAS+) orientation: D runs from
+Axes: in memory, a volume is (D, H, W) in the axis order of nibabel's closest canonical (RAS+) orientation: D runs from
 left to right, H from posterior to anterior, W from inferior to superior. The affine maps voxel indices (d, h, w) to mm.
-Writing uses the geometry that was read: NIfTI to NIfTI preserves shape, affine, codes and units bit for bit, and so do
-origin, spacing and directions from MetaImage to MetaImage. From another format to NIfTI they are rounded to float32.
+Writing uses the geometry that was read. NIfTI to NIfTI keeps shape, affine, codes and units bit for bit. MetaImage to
+MetaImage keeps origin, spacing and directions. From another format to NIfTI, they are rounded to float32.
 
 The checks that make it safe to read a file with a wrong header are in `ppdm.data.nifti_stream`.
 """
@@ -29,14 +30,22 @@ from nibabel.nifti2 import Nifti2Header
 from nibabel.orientations import apply_orientation, ornt_transform
 
 from ppdm.data.dicom import read_series
-from ppdm.data.formats import NIFTI, SUFFIXES, is_dicom_scan, stem, suffix_of
-from ppdm.data.geometry import Geometry, ItkGeometry, affine_in_mm, canonical_geometry, orientation, spatial_shape
-from ppdm.data.itk import companion, read_itk_header, read_itk_voxels, write_itk
+from ppdm.data.formats import DETACHED, NIFTI, is_dicom_scan, stem, suffix_of
+from ppdm.data.geometry import (
+    Geometry,
+    ItkGeometry,
+    affine_in_mm,
+    canonical_geometry,
+    nifti_header,
+    orientation,
+    spatial_shape,
+)
+from ppdm.data.itk import read_itk_header, read_itk_voxels, write_itk
 from ppdm.data.itk_headers import data_file
 from ppdm.data.nifti_stream import (
     VolumeError,
+    check_file,
     check_memory,
-    check_place,
     check_suffix,
     opened,
     read_header,
@@ -45,9 +54,7 @@ from ppdm.data.nifti_stream import (
 
 __all__ = [
     "GRID_TOLERANCE_MM",
-    "SUFFIXES",
     "ExactValues",
-    "Geometry",
     "Volume",
     "VolumeError",
     "check_same_grid",
@@ -105,20 +112,15 @@ class Volume:
         The array is copied; it may have any real type, byte order and strides.
 
         Raises:
-            VolumeError: the array does not have three axes, is empty, or the spacing is not positive.
+            VolumeError: the array does not have three axes, is empty, or the spacing is not three positive numbers.
         """
         if np.ndim(array) != 3 or not np.size(array):
             raise VolumeError(f"A volume has three axes, none of them empty; got shape {np.shape(array)}.")
-        if not all(math.isfinite(mm) and mm > 0 for mm in spacing):
+        if len(spacing) != 3 or not all(math.isfinite(mm) and mm > 0 for mm in spacing):
             raise VolumeError(f"Spacing is three positive numbers of mm; got {spacing}.")
-        header = Nifti1Header()
-        header.set_data_shape(np.shape(array))
-        header.set_xyzt_units("mm")
         affine = np.diag([*spacing, 1.0])
         affine[:3, 3] = -0.5 * (np.array(np.shape(array)) - 1) * spacing
-        header.set_qform(affine, code="scanner")
-        header.set_sform(affine, code="scanner")
-        return cls(np.array(array, np.float32, order="C"), header)
+        return cls(np.array(array, np.float32, order="C"), nifti_header(affine, np.shape(array)))
 
     @cached_property
     def geometry(self) -> Geometry:
@@ -216,8 +218,7 @@ def read_geometry(path: str | os.PathLike[str]) -> Geometry:
     if is_dicom_scan(path):
         series = read_series(path)
         return canonical_geometry(series.itk_geometry.affine, series.shape)
-    check_place(path)
-    check_suffix(path, " or a DICOM header")
+    check_file(path)
     if suffix_of(path.name) not in NIFTI:
         shape, itk_geometry, _ = read_itk_header(path)
         return canonical_geometry(itk_geometry.affine, (shape[0], shape[1], shape[2]))
@@ -235,7 +236,7 @@ def files_of_scan(path: str | os.PathLike[str]) -> tuple[Path, ...]:
     path = user_path(path)
     if is_dicom_scan(path):
         return read_series(path).files
-    if suffix_of(path.name) in (".mhd", ".nhdr"):
+    if suffix_of(path.name) in DETACHED:
         return tuple(dict.fromkeys((path, data_file(path))))
     return (path,)
 
@@ -280,9 +281,8 @@ def write_volume(path: str | os.PathLike[str], array: np.ndarray, like: Volume) 
 
 
 def written_files(path: Path) -> tuple[Path, ...]:
-    """Return the files that :func:`write_volume` writes for a name: one, or a header and its data file."""
-    beside = companion(path)
-    return (path,) if beside is None else (beside, path)
+    """Return the files that :func:`write_volume` writes for a name: one, or a data file and its header."""
+    return (path.with_suffix(".raw"), path) if suffix_of(path.name) in DETACHED else (path,)
 
 
 def check_same_grid(a: Volume | Geometry, b: Volume | Geometry, names: tuple[str, str]) -> None:
@@ -317,12 +317,11 @@ def _read(path: Path) -> tuple[Nifti1Header, ItkGeometry | None, np.ndarray]:
 def _read_native(path: Path) -> tuple[Nifti1Header, ItkGeometry | None, np.ndarray]:
     if is_dicom_scan(path):
         series = read_series(path)
-        return series.itk_geometry.header(series.shape), series.itk_geometry, series.voxels()
-    check_place(path)
-    check_suffix(path, " or a DICOM header")
+        return nifti_header(series.itk_geometry.affine, series.shape), series.itk_geometry, series.voxels()
+    check_file(path)
     if suffix_of(path.name) not in NIFTI:
         shape, itk_geometry, reader = read_itk_header(path)
-        return itk_geometry.header(shape), itk_geometry, read_itk_voxels(path, reader)
+        return nifti_header(itk_geometry.affine, shape), itk_geometry, read_itk_voxels(path, reader)
     with opened(path) as stream:
         header = read_header(path, stream)
         check_memory(path, header.get_data_shape(), header.get_data_dtype().itemsize)
@@ -344,10 +343,10 @@ def _float32(stored: np.ndarray, slope: float | None, intercept: float | None) -
 def _exact(stored: np.ndarray, slope: float, intercept: float) -> tuple[np.ndarray, float]:
     """Return values and step of :class:`ExactValues`, still with NaN and infinity."""
     integers = stored.dtype.kind in "iu"
+    if integers and (slope, intercept) == (1.0, 0.0):
+        return stored, 0.0
     if integers and slope.is_integer() and intercept.is_integer():
         ends = [int(end) * int(slope) + int(intercept) for end in (stored.min(), stored.max())]
-        if (slope, intercept) == (1.0, 0.0):
-            return stored, 0.0
         if all(-(1 << 63) <= end < 1 << 63 for end in ends):
             # Integers of numpy are modulo 2**64, so the result is exact even if an intermediate value is too large.
             with np.errstate(over="ignore"):
@@ -357,7 +356,7 @@ def _exact(stored: np.ndarray, slope: float, intercept: float) -> tuple[np.ndarr
 
 
 def _planes(array: np.ndarray) -> Iterator[tuple[slice, ...]]:
-    """Yield the planes of a volume across the axis along which its memory is most spread."""
+    """Yield the planes of a volume at right angles to the axis with the largest stride in memory."""
     axis = int(np.argmax(np.abs(array.strides)))
     for k in range(array.shape[axis]):
         yield (*[slice(None)] * axis, slice(k, k + 1))

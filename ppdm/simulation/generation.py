@@ -25,12 +25,11 @@ from filelock import FileLock
 
 from ppdm.atomic_io import leftovers, write_together
 from ppdm.data.manifest import Pair
-from ppdm.data.regions import names_table, table_name
+from ppdm.data.regions import names_file, names_table
 from ppdm.data.volume import Volume, write_volume
 from ppdm.simulation.tasks import LABELS, MASK, REGIONS, Recipe, find_task, make_subject, split_sizes, subject_name
 
 RECIPE = "recipe.json"
-CACHE_VARIABLE = "PPDM_CACHE"
 
 _LOCK, _PARTIAL = ".lock", ".partial-"
 
@@ -88,14 +87,14 @@ def cached_set(
 
 def cache_folder() -> Path:
     """Return the default folder of sets: $PPDM_CACHE, or `ppdm` in the user's cache folder."""
-    if named := os.environ.get(CACHE_VARIABLE):
+    if named := os.environ.get("PPDM_CACHE"):
         return Path(named)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ppdm"
 
 
 @dataclass(frozen=True)
 class CachedSet:
-    """A set in the cache: folder name, number of subjects, and total size of its files in bytes."""
+    """A set in the cache: folder name, number of subjects, and total size of its volumes in bytes."""
 
     name: str
     subjects: int
@@ -116,18 +115,18 @@ def cached_sets() -> list[CachedSet]:
 
 
 def recipe_key(recipe: Recipe) -> str:
-    """Key of 16 hexadecimal digits that changes with anything that changes a voxel: recipe, code, numpy and scipy."""
+    """Return 16 hexadecimal digits that change with everything that may change a voxel: recipe, code, numpy, scipy."""
     return hashlib.sha256(json.dumps(_origin(recipe), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _origin(recipe: Recipe) -> dict[str, Any]:
-    """Recipe, software versions and code digest of a set, as JSON values."""
+    """Return recipe, software versions and code digest of a set, as JSON values."""
     made_by = {"numpy": np.__version__, "scipy": scipy.__version__, "code": _digest_of_code()}
     return {"recipe": json.loads(json.dumps(recipe.describe())), "made_by": made_by}
 
 
 def _digest_of_code() -> str:
-    """Digest of the source files that determine voxel values; a changed comment only causes an unneeded new set."""
+    """Return a digest of the source files that determine voxel values; a changed comment only causes a new set."""
     here = Path(__file__).parent
     files = [here / "fields.py", here / "mri.py", here / "tasks.py"]
     files += [*(here / "phantom").glob("*.py"), *(here / "pet").glob("*.py")]
@@ -171,7 +170,7 @@ def _read_json(path: Path) -> Any:
 
 
 def _difference(found: Any, wanted: Any, path: str = "") -> str:
-    """Return a phrase on the first value in which two descriptions differ."""
+    """Describe the first value in which two descriptions differ, for a message."""
     if isinstance(found, dict) and isinstance(wanted, dict):
         for name in [*wanted, *found]:
             if found.get(name) != wanted.get(name):
@@ -211,8 +210,7 @@ def _make_one(recipe: Recipe, split: str, index: int, folder: Path) -> None:
     for name, array in subject.volumes().items():
         volume = Volume.from_array(array, recipe.grid.spacing)
         write_volume(_file(aside, name), volume.data, volume)
-    labels = _file(aside, LABELS)
-    labels.with_name(table_name(labels.name)).write_bytes(names_table(REGIONS))
+    names_file(_file(aside, LABELS)).write_bytes(names_table(REGIONS))
     try:
         os.replace(aside, place)
     except OSError:

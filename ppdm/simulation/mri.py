@@ -1,6 +1,7 @@
 """MRI of a phantom: tissue parameters, signal equations, bias field and noise.
 
-A voxel's signal is the sum of its tissues' signals, weighted by their fractions, as partial volume in a real scan.
+The signal of a voxel is the sum of the signals of its tissues, weighted by their fractions: partial volume, as in a
+real scan.
 
 Axes: volumes (D, H, W). Times are in ms. Signals are in arbitrary units; pure water at full recovery gives 1000.
 
@@ -183,14 +184,14 @@ class MRIProtocol:
 
 
 def nulling_time(t1: float, tr: float) -> float:
-    """The inversion time (ms) without signal of a tissue in :class:`InversionRecovery`: T1·ln(2 / (1 + e^(−TR/T1)))."""
+    """Return the inversion time (ms) that nulls a tissue in :class:`InversionRecovery`: T1·ln(2 / (1 + e^(−TR/T1)))."""
     return t1 * math.log(2 / (1 + math.exp(-tr / t1)))
 
 
 def flair_protocol(field_strength: float = 1.5) -> MRIProtocol:
-    """The default protocol with a third image, FLAIR: T2-weighted, with an inversion pulse that nulls the mean CSF.
+    """Return the default protocol with a third image, FLAIR: T2-weighted, with an inversion pulse that nulls CSF.
 
-    TR 9000 ms and TE 100 ms are usual values; the inversion time follows from the T1 of CSF in :data:`RELAXATION`.
+    TR 9000 ms and TE 100 ms are usual values; the inversion time follows from the mean T1 of CSF in :data:`RELAXATION`.
 
     Raises:
         ValueError: a field strength without parameters.
@@ -219,9 +220,8 @@ def scan_mri(anatomy: Anatomy, protocol: MRIProtocol, rng: np.random.Generator) 
     for name, sequence in protocol.sequences.items():
         clean = weighted(anatomy, sequence, parameters, *texture)
         clean *= bias_field(grid, protocol.bias, rng)
-        images[name] = rician(
-            clean, abs(float(sequence.signal(np.array(white.t1), np.array(white.t2), white.pd))) / protocol.snr, rng
-        )
+        reference = abs(float(sequence.signal(np.array(white.t1), np.array(white.t2), white.pd)))
+        images[name] = rician(clean, reference / protocol.snr, rng)
     return images
 
 
@@ -280,7 +280,7 @@ def rician(image: np.ndarray, sigma: float, rng: np.random.Generator) -> np.ndar
     """Return the magnitude of an image with complex Gaussian noise: Rician (Gudbjartsson and Patz, MRM 34, 1995).
 
     Args:
-        image: noise-free magnitude, any shape.
+        image: noise-free signal, any shape; its sign is lost in the magnitude.
         sigma: standard deviation of the noise in each of the two channels; 0 adds none.
         rng: source of the noise.
 

@@ -1,4 +1,4 @@
-"""Tasks on phantoms, three of the paper and one with two sources: the images of a subject that form a pair.
+"""Translation tasks on phantoms: three of the paper, and one with two sources. A task selects the images of a pair.
 
 A recipe completely describes a set of subjects. A subject depends only on its recipe, its split and its number.
 Subjects of different splits have different seeds and therefore different anatomies. All doses and contrasts of one
@@ -56,14 +56,14 @@ class Recipe:
 
     @property
     def pairs(self) -> tuple[tuple[str, ...], ...]:
-        """Names of the sources and, last, of the target of each pair of a subject."""
+        """The pairs of a subject: for each, the names of the sources, then the name of the target."""
         task = find_task(self.task)
         if not self.doses:
             return ((*task.sources, task.target),)
         return tuple((f"{task.sources[0]}-dose{dose}", task.target) for dose in self.doses)
 
     def describe(self) -> dict[str, Any]:
-        """The recipe as JSON values."""
+        """Return the recipe as JSON values."""
         return asdict(self)
 
 
@@ -146,20 +146,18 @@ class Subject:
 
     Attributes:
         name: the split and the number, such as ``train-003``.
-        split: train, val or test.
         images: images by name, such as ``T1w``; MRI in arbitrary units, PET in SUV.
         mask: 1 inside the body and 0 outside; quality is measured inside.
         labels: the dominant tissue of each voxel, as its index in :data:`ppdm.simulation.phantom.TISSUES`.
     """
 
     name: str
-    split: str
     images: Images
     mask: np.ndarray
     labels: np.ndarray
 
     def volumes(self) -> Images:
-        """All volumes that are written to disk, by name."""
+        """Return all volumes that are written to disk, by name."""
         return {**self.images, MASK: self.mask, LABELS: self.labels}
 
 
@@ -175,18 +173,19 @@ def make_subject(recipe: Recipe, split: str, index: int) -> Subject:
     body, scanner = np.random.SeedSequence([recipe.seed, SPLITS.index(split), index]).spawn(2)
     anatomy = ANATOMIES[recipe.anatomy](body, recipe.grid)
     images = task.images(anatomy, recipe, np.random.default_rng(scanner))
-    return Subject(subject_name(split, index), split, images, anatomy.body.astype(np.float32), anatomy.labels())
+    return Subject(subject_name(split, index), images, anatomy.body.astype(np.float32), anatomy.labels())
 
 
 def subject_name(split: str, index: int) -> str:
-    """The name of a subject, usable as a folder name."""
+    """Return the name of a subject, usable as a folder name."""
     return f"{split}-{index:03d}"
 
 
 def split_sizes(subjects: int) -> dict[str, int]:
-    """Number of subjects per split: 15 % each in test and val, and at least one each from three subjects on.
+    """Return the number of subjects per split: 15 % each for val and test.
 
-    From three subjects on, a larger set contains every subject of a smaller one, in the same split.
+    Three or more subjects give at least one to each split. Then a larger set contains every subject of a smaller one,
+    in the same split.
 
     Raises:
         TaskError: no subjects.
@@ -200,7 +199,7 @@ def split_sizes(subjects: int) -> dict[str, int]:
 
 
 def find_task(name: str) -> Task:
-    """The task with this name.
+    """Return the task with this name.
 
     Raises:
         TaskError: there is no such task.

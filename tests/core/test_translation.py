@@ -282,6 +282,11 @@ def test_an_output_folder_inside_the_input_is_not_translated(folder):
         assert [r.source.name for r in results] == ["a.nii", "b.nii.gz", "c.nii"]
 
 
+def test_the_output_folder_may_be_above_the_input(folder, tmp_path):
+    results = translate(trained(), folder, tmp_path)
+    assert [r.output for r in results] == [tmp_path / name for name in ("a.nii", "b.nii.gz", "c.nii")]
+
+
 def test_existing_outputs_are_replaced_only_on_request(folder, tmp_path):
     translate(trained(), folder, tmp_path / "out")
     before = contents(tmp_path / "out")

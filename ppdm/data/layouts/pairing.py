@@ -13,6 +13,7 @@ from ppdm.data.layouts.splits import Fractions, SplitError, TooFewPatientsError,
 from ppdm.data.layouts.suv import SUVError, read_suv_table
 from ppdm.data.manifest import ManifestError, Pair, with_intensities
 from ppdm.data.normalise import HounsfieldWindow
+from ppdm.data.volume import user_path
 
 _EXAMPLES = 3
 _NAMES_SHOWN = 5
@@ -29,7 +30,7 @@ def pairs_from_folder(
     fractions: Fractions = (0.8, 0.1, 0.1),
     suv_table: str | os.PathLike[str] | None = None,
 ) -> tuple[list[Pair], list[str]]:
-    """Find the pairs in a folder; returns them ordered by subject and session, with remarks on omitted files.
+    """Find the pairs in a folder; return them ordered by subject and session, and remarks on omitted files.
 
     A visit without all of the kinds, or with several files of one kind, gives a remark instead of a pair. No file is
     chosen silently. Splits are those of the layout if it has any. Otherwise they are sampled by
@@ -47,7 +48,7 @@ def pairs_from_folder(
         LayoutError: the folder has no pair of these kinds (the message gives examples of its files), the layout or an
             option is invalid, a subject is in two splits or cannot be a file name, or the table lacks a subject.
     """
-    folder = Path(os.path.expanduser(folder))
+    folder = user_path(folder)
     layout = _adapted(layout, source, target, pattern)
     names, remarks = _listed(folder)
     scans = [scan for name in names if (scan := _read(name, layout))]
@@ -92,7 +93,7 @@ def _adapted(
 
 @dataclass(frozen=True)
 class _Scan:
-    """A file that matches a pattern; its name is relative to the folder; fields without a matching group are empty."""
+    """A file that matches a pattern, with its name relative to the folder and the groups; a missing group is empty."""
 
     name: str
     subject: str
@@ -166,8 +167,8 @@ def _visits(scans: list[_Scan], layout: Layout) -> tuple[list[_Visit], list[str]
         found[scan.subject, scan.session, scan.split].append(scan)
     visits: list[_Visit] = []
     notes: dict[str, list[str]] = defaultdict(list)
+    kinds = (*layout.sources, layout.target)
     for key, files in sorted(found.items()):
-        kinds = (*layout.sources, layout.target)
         if not any(_fitting(kind, files, layout) for kind in kinds):
             continue  # the visit has only files of other kinds
         scans_found = [name for kind in kinds if (name := _one(kind, key, files, layout, notes))]
@@ -243,12 +244,8 @@ def _factors(visits: list[_Visit], suv_table: str | os.PathLike[str] | None) -> 
         return [None] * len(visits)
     table, sessions = read_suv_table(suv_table), Counter(visit.subject for visit in visits)
     factors = [table.factor(visit.subject, visit.session, sessions[visit.subject]) for visit in visits]
-    if None in factors:
-        names = [
-            f"{visit.subject} {visit.session}".strip()
-            for visit, factor in zip(visits, factors, strict=True)
-            if not factor
-        ]
+    if lacking := [visit for visit, factor in zip(visits, factors, strict=True) if factor is None]:
+        names = [f"{visit.subject} {visit.session}".strip() for visit in lacking]
         raise LayoutError(f"{suv_table} has no row for {_some(names)}; add it, or leave the table out.")
     return factors
 

@@ -46,7 +46,7 @@ class Layout:
         name: name of the layout.
         patterns: regular expressions for whole paths, relative to the folder and with forward slashes; the first match
             is used.
-        source: default kind of the source, or kinds of several sources; the target's is left out of these.
+        source: default kind of the source, or kinds of several sources; the kind of the target is left out.
         target: default kind of the target.
         origin: where the file names come from, and which of them are uncertain.
         mask: kind of the mask in which quality is measured, or None.
@@ -118,7 +118,7 @@ LAYOUTS: Mapping[str, Layout] = MappingProxyType(
                 "T2w",
                 entities=True,
                 origin="BIDS specification, MRI and PET: verified there. The subjects lie in the folder itself; "
-                "of derivatives, name the folder of one pipeline.",
+                "for derivatives, name the folder of one pipeline.",
             ),
             Layout(
                 "bids-pet",
@@ -129,15 +129,15 @@ LAYOUTS: Mapping[str, Layout] = MappingProxyType(
                 activity=True,
                 origin="BIDS specification, PET: acstat and nacstat are its labels for static reconstructions with and "
                 "without attenuation correction, to which a number may be appended: verified there.",
-                remark="BIDS recommends Bq/mL; what the files hold stands as Units in their JSON files.",
+                remark="BIDS recommends Bq/mL; the field Units in the JSON file of a scan states its unit.",
             ),
             Layout(
                 "brats-gli-2023",
                 (_BRATS,),
                 "t1n",
                 "t2w",
-                origin="Five digits name the patient and three the time point; t1n native T1, t1c with contrast, t2w "
-                "T2, t2f FLAIR: verified in descriptions of the challenge and public code.",
+                origin="Five digits name the patient and three the time point; t1n is native T1, t1c is T1 with "
+                "contrast, t2w is T2, t2f is FLAIR: verified in descriptions of the challenge and public code.",
             ),
             Layout(
                 "brasyn",
@@ -182,9 +182,9 @@ LAYOUTS: Mapping[str, Layout] = MappingProxyType(
                 "ref",
                 aliases=MappingProxyType({"NORMAL": "ref", **{f"DRF-{d}": str(d) for d in (4, 10, 20, 50, 100)}}),
                 activity=True,
-                origin="Anonymous-01_DRF-10.nii.gz is what the test set of 2025 is called, and CASE/{4,...,ref}/ how a "
-                "participant (KUL-recon-lab/2025_ud_pet_kul) keeps the training set; both read there. The full dose "
-                "is NORMAL in the challenge's DICOM folders; that a flat file is called so is a guess.",
+                origin="The test set of 2025 has names such as Anonymous-01_DRF-10.nii.gz, and a participant "
+                "(KUL-recon-lab/2025_ud_pet_kul) keeps the training set as CASE/{4,...,ref}/; both read there. The "
+                "full dose is NORMAL in the challenge's DICOM folders; that single files use this name is a guess.",
                 remark="UDPET's own files hold Bq/mL, decay-corrected to the start of each acquisition (those of "
                 "one subject start seconds apart: 0.3 % of SUV). Files that already hold log(1 + SUV) take no factor.",
             ),

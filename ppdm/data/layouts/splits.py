@@ -5,9 +5,9 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 
-Fractions = tuple[float, float, float]
+from ppdm.data.manifest import SPLITS
 
-_SPLITS = ("train", "val", "test")
+Fractions = tuple[float, float, float]
 
 
 class SplitError(ValueError):
@@ -35,14 +35,14 @@ def splits_of(patients: Iterable[str], seed: int = 0, fractions: Fractions = (0.
         SplitError: the fractions are invalid.
     """
     splits = {patient: split_of(patient, seed, fractions) for patient in sorted(set(patients))}
-    wanted = [name for name, fraction in zip(_SPLITS, fractions, strict=True) if fraction]
+    wanted = [name for name, fraction in zip(SPLITS, fractions, strict=True) if fraction]
     if len(splits) < len(wanted):
         raise TooFewPatientsError(
             f"{len(splits)} subjects cannot fill the splits {', '.join(wanted)}: at least {len(wanted)} are needed."
         )
     for empty in (name for name in wanted if name not in splits.values()):
         largest, _ = Counter(splits.values()).most_common(1)[0]
-        nearest = max if _SPLITS.index(empty) > _SPLITS.index(largest) else min
+        nearest = max if SPLITS.index(empty) > SPLITS.index(largest) else min
         splits[nearest((one for one in splits if splits[one] == largest), key=lambda one: _number(one, seed))] = empty
     return splits
 

@@ -5,18 +5,18 @@ import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from ppdm.data.csv_table import CsvTable, TableError, read_table
+from ppdm.data.volume import user_path
 
 F18_HALF_LIFE_S = 6586.2
 """Half-life of fluorine-18, 109.77 min (ENSDF, D.R. Tilley et al. 1995). NUBASE2020 has 109.734 min, and scanners
-write up to 6588 s: over two hours the factors differ by less than 0.04 %."""
+write up to 6588 s: their factors after two hours differ from those with this value by less than 0.04 %."""
 
 COLUMNS = ("subject", "weight_kg", "dose_bq", "minutes")
 OPTIONAL_COLUMNS = ("session", "half_life_min")
 
-_LEAST_DOSE_BQ = 1e4  # no imaging injection has less; a smaller number is in MBq
+_LEAST_DOSE_BQ = 1e4  # no injection for imaging has less; a smaller number is probably in MBq
 
 
 class SUVError(ValueError):
@@ -79,7 +79,7 @@ def read_suv_table(path: str | os.PathLike[str]) -> SUVTable:
     Raises:
         SUVError: the file cannot be read, or has faults; the message lists all of them with their lines.
     """
-    path = Path(os.path.expanduser(path))
+    path = user_path(path)
     try:
         table = read_table(path, COLUMNS, "table of weights and doses")
     except TableError as error:

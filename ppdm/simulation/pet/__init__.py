@@ -15,7 +15,7 @@ from ppdm.simulation.pet.acquisition import Acquisition, acquire, thin, thin_nes
 from ppdm.simulation.pet.errors import PETError
 from ppdm.simulation.pet.projector import Projector
 from ppdm.simulation.pet.reconstruction import reconstruct
-from ppdm.simulation.pet.scan import Images, Scan, simulate
+from ppdm.simulation.pet.scan import Scan, simulate
 from ppdm.simulation.pet.scanner import HEAD, SCANNERS, TORSO, Scanner
 from ppdm.simulation.pet.uptake import LESION_SUV, MU, MYOCARDIUM_SUV, SUV, draw_uptake
 
@@ -28,7 +28,6 @@ __all__ = [
     "SUV",
     "TORSO",
     "Acquisition",
-    "Images",
     "PETError",
     "Projector",
     "Scan",

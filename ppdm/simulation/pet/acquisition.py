@@ -51,7 +51,7 @@ class Acquisition:
     scanner: Scanner
 
     def at_dose(self, factor: float, counts: np.ndarray) -> "Acquisition":
-        """The same scan at a dose `factor` times lower, with the given `counts`; see :func:`thin`."""
+        """Return the same scan at a dose `factor` times lower, with the given `counts`; see :func:`thin`."""
         return replace(self, counts=counts, calibration=self.calibration / factor)
 
 
@@ -101,7 +101,7 @@ def thin(counts: np.ndarray, factor: float, rng: np.random.Generator) -> np.ndar
 
 
 def thin_nested(counts: np.ndarray, factors: Sequence[float], rng: np.random.Generator) -> dict[float, np.ndarray]:
-    """Counts at several doses, each a random subset of the counts at the next higher dose.
+    """Return counts at several doses, each a random subset of the counts at the next higher dose.
 
     Args:
         counts: counts at full dose.
@@ -122,21 +122,21 @@ def thin_nested(counts: np.ndarray, factors: Sequence[float], rng: np.random.Gen
 def _checked(
     activity: np.ndarray, mu: np.ndarray, spacing: tuple[float, float, float]
 ) -> tuple[np.ndarray, np.ndarray, tuple[float, float, float]]:
-    """The validated inputs as float32 arrays and floats."""
+    """Check the inputs, and return them as float32 arrays and floats."""
     if len(spacing) != 3 or not all(math.isfinite(mm) and mm > 0 for mm in spacing):
         raise PETError(f"Spacing is three positive numbers of mm, (dD, dH, dW); got {spacing}.")
     activity, mu = _volume("activity", activity), _volume("mu", mu)
     if activity.shape != mu.shape:
         raise PETError(f"Activity and mu must share one grid; got shapes {activity.shape} and {mu.shape}.")
     if mu.max() > _LARGEST_MU:
-        raise PETError(f"mu is in 1/cm, .096 in water; got values up to {mu.max():g}, more than any tissue or metal.")
+        raise PETError(f"mu is in 1/cm, 0.096 in water; got values up to {mu.max():g}, more than any tissue or metal.")
     d, h, w = (float(mm) for mm in spacing)
     return activity, mu, (d, h, w)
 
 
 def _volume(name: str, array: np.ndarray) -> np.ndarray:
     if np.ndim(array) != 3 or not np.size(array):
-        raise PETError(f"{name} is a volume (D, H, W), no axis of it empty; got shape {np.shape(array)}.")
+        raise PETError(f"{name} is a volume (D, H, W) without an empty axis; got shape {np.shape(array)}.")
     array = np.ascontiguousarray(array, np.float32)
     if not (np.isfinite(array).all() and array.min() >= 0):
         raise PETError(f"{name} holds values that are negative, infinite or not a number; clip or replace them.")
@@ -144,7 +144,7 @@ def _volume(name: str, array: np.ndarray) -> np.ndarray:
 
 
 def _project(projector: Projector, scanner: Scanner, volume: np.ndarray) -> np.ndarray:
-    """A·x with the subset matrices, which the reconstruction also needs; the complete matrix is never built."""
+    """Compute A·x with the matrices of the subsets, which OSEM also needs; the complete matrix is never built."""
     sinogram = np.empty((len(projector.views), projector.bins, volume.shape[2]), np.float32)
     for part in ordered_subsets(projector, scanner.subsets):
         sinogram[part.selection] = part.forward(volume)
@@ -153,14 +153,13 @@ def _project(projector: Projector, scanner: Scanner, volume: np.ndarray) -> np.n
 
 def _scatter(trues: np.ndarray, spacing: tuple[float, float], scanner: Scanner) -> np.ndarray:
     """Scatter in SUV · mm: a broad blur of the unscattered coincidences (Bailey and Meikle, PMB 39:411, 1994)."""
-    width, axial = scanner.scatter_mm, scanner.scatter_axial_mm
-    spread = blur(trues, (1.0, *spacing), (0.0, width, axial))
+    spread = blur(trues, (1.0, *spacing), (0.0, scanner.scatter_mm, scanner.scatter_axial_mm))
     ratio = scanner.scatter_fraction / (1 - scanner.scatter_fraction)
     return spread * np.float32(ratio * trues.sum(dtype=float) / max(spread.sum(dtype=float), np.finfo(float).tiny))
 
 
 def _calibration(projector: Projector, slice_mm: float, scanner: Scanner) -> float:
-    """Counts per SUV · mm in a bin.
+    """Return the counts per SUV · mm in a bin.
 
     The bins of one view contain the whole activity of a slice: Σ p · width = Σ λ · area. Therefore the sensitivity, in
     counts per SUV · mL over all views, determines k independently of the subject.

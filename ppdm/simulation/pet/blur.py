@@ -10,7 +10,7 @@ FWHM_PER_SIGMA = 2 * math.sqrt(2 * math.log(2))
 
 
 def blur(array: np.ndarray, spacing: tuple[float, ...], fwhm: float | tuple[float, ...]) -> np.ndarray:
-    """Copy of the array, blurred by a Gaussian with the given FWHM in mm: one number, or one per axis.
+    """Return a copy of the array, blurred by a Gaussian with the given FWHM in mm: one number, or one per axis.
 
     Values outside of the array equal those at the border, because bodies extend beyond the field of view along W.
     """

@@ -91,7 +91,7 @@ class Projector:
         return (self.matrix.T @ sinogram.reshape(-1, sinogram.shape[2])).reshape(*self.shape, -1)
 
     def subset(self, first: int, step: int) -> "Projector":
-        """The projector of every ``step``-th view from ``first`` on, which are ``sinogram[first::step]``."""
+        """Return the projector of every ``step``-th view, beginning with ``first``: ``sinogram[first::step]``."""
         return replace(self, first=self.first + self.step * first, step=self.step * step)
 
     def _check(self, array: np.ndarray, leading: tuple[int, int]) -> None:
@@ -99,12 +99,12 @@ class Projector:
             raise PETError(f"Expected an array of shape {(*leading, 'W')} for this projector; got {array.shape}.")
 
     def _view(self, index: int, theta: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Matrix values, rows and columns of one view."""
+        """Return the matrix values, rows and columns of one view."""
         width = self.bin_width
         sides = np.maximum(np.abs((math.cos(theta), math.sin(theta))) * self.spacing, _THINNEST * width)
         d, h = (mm * (np.arange(n) - (n - 1) / 2) for n, mm in zip(self.shape, self.spacing, strict=True))
         centre = (d[:, None] * math.cos(theta) + h * math.sin(theta)).ravel()
-        # Starts at the bin in which the shadow begins; `edges` are the left sides of all bins and the last right side.
+        # `start` is the bin in which the shadow begins; `edges` are the left sides of its bins and the last right side.
         start = np.floor((centre - sides.sum() / 2) / width + self.bins / 2).astype(np.int32)
         taps = np.arange(math.ceil(sides.sum() / width) + 1, dtype=np.int32)
         edges = (start[:, None] + np.arange(len(taps) + 1) - self.bins / 2) * width - centre[:, None]
@@ -127,7 +127,7 @@ def ordered_subsets(projector: Projector, count: int) -> tuple[Projector, ...]:
 
 
 def _shadow(s: np.ndarray, a: float, b: float) -> np.ndarray:
-    """Share of a pixel's shadow that is left of s.
+    """Return the share of a pixel's shadow that is left of s.
 
     The shadow is a trapezoid, the convolution of two boxes of widths a and b. Its integral is therefore a sum of
     half-parabolas that begin at the corners; the shadow ends at the last corner.

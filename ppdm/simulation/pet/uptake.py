@@ -99,7 +99,7 @@ def draw_uptake(anatomy: Anatomy, rng: np.random.Generator) -> tuple[np.ndarray,
 
 
 def _draw_tissues(rng: np.random.Generator) -> dict[str, float]:
-    """SUV of every tissue in one subject, log-normal around the values of the table."""
+    """Sample the SUV of every tissue in one subject, log-normal around the values of the table."""
     factors = np.exp(_SUBJECT_SD * rng.standard_normal() + _TISSUE_SD * rng.standard_normal(len(SUV)))
     suv = {tissue: mean * float(factor) for (tissue, mean), factor in zip(SUV.items(), factors, strict=True)}
     # Fasting determines whether the heart uses glucose at all.
@@ -107,7 +107,7 @@ def _draw_tissues(rng: np.random.Generator) -> dict[str, float]:
 
 
 def _of_nearest_lesion(anatomy: Anatomy, values: np.ndarray) -> np.ndarray:
-    """(D, H, W): the value of the lesion whose centre is nearest."""
+    """Return for each voxel the value of the lesion whose centre is nearest, (D, H, W)."""
     d, h, w = np.meshgrid(*(anatomy.grid.centres(axis) for axis in range(3)), indexing="ij", sparse=True)
     squares = [
         (d - lesion.centre_mm[0]) ** 2 + (h - lesion.centre_mm[1]) ** 2 + (w - lesion.centre_mm[2]) ** 2

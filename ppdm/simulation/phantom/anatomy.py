@@ -64,15 +64,15 @@ class Grid:
 
     def __post_init__(self) -> None:
         if len(self.shape) != 3 or not all(isinstance(n, int | np.integer) and n >= 1 for n in self.shape):
-            raise PhantomError(f"A grid's shape is three whole numbers from 1 on, as (64, 64, 64); got {self.shape}.")
+            raise PhantomError(f"A grid's shape is three whole numbers from 1 on, like (64, 64, 64); got {self.shape}.")
         if len(self.spacing) != 3 or not all(math.isfinite(s) and s > 0 for s in self.spacing):
-            raise PhantomError(f"A grid's spacing is three positive lengths in mm, as (2, 2, 2); got {self.spacing}.")
+            raise PhantomError(f"A grid's spacing is three positive lengths in mm, like (2, 2, 2); got {self.spacing}.")
         object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
         object.__setattr__(self, "spacing", tuple(float(s) for s in self.spacing))
 
     @classmethod
     def covering(cls, kind: str, size: int = 64, preset: str = "cubic") -> Self:
-        """A grid that covers the field of view of an anatomy; its longest axis has `size` voxels.
+        """Return a grid that covers the field of view of an anatomy; its longest axis has `size` voxels.
 
         Args:
             kind: head or torso.
@@ -98,37 +98,30 @@ class Grid:
         return cls((d, h, w), spacing)
 
     @property
-    def extent(self) -> tuple[float, float, float]:
-        """Edge lengths of the grid in mm, from outer face to outer face."""
-        d, h, w = (n * s for n, s in zip(self.shape, self.spacing, strict=True))
-        return d, h, w
-
-    @property
     def voxel_ml(self) -> float:
         """Volume of a voxel in mL."""
         return math.prod(self.spacing) / 1000.0
 
     def faces(self, axis: int) -> np.ndarray:
-        """Positions in mm of the n + 1 voxel faces along an axis, float64."""
+        """Return the positions in mm of the n + 1 voxel faces along an axis, float64."""
         return (np.arange(self.shape[axis] + 1) - 0.5 * self.shape[axis]) * self.spacing[axis]
 
     def centres(self, axis: int) -> np.ndarray:
-        """Positions in mm of the n voxel centres along an axis, float64."""
+        """Return the positions in mm of the n voxel centres along an axis, float64."""
         return (np.arange(self.shape[axis]) - 0.5 * (self.shape[axis] - 1)) * self.spacing[axis]
 
 
 def _voxels(extent: float, spacing: float) -> int:
-    """The smallest multiple of 4 voxels that covers an extent; rounding errors of the spacing add no voxels."""
+    """Return the smallest multiple of 4 voxels that covers an extent; rounding errors of the spacing add no voxels."""
     return _MULTIPLE * math.ceil(extent / spacing / _MULTIPLE - 1e-9)
 
 
 @dataclass(frozen=True)
 class Lesion:
-    """A lesion: centre in mm (right, anterior, superior), mean radius in mm, and the tissue that it grew in."""
+    """A lesion: centre in mm (right, anterior, superior), and mean radius in mm."""
 
     centre_mm: tuple[float, float, float]
     radius_mm: float
-    tissue: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,7 +160,7 @@ class Anatomy:
         return self.inside >= 0.5
 
     def fraction(self, tissue: str) -> np.ndarray:
-        """Share of `tissue` in each voxel, float32 (D, H, W), a view into `fractions`.
+        """Return the share of `tissue` in each voxel, float32 (D, H, W), a view into `fractions`.
 
         Raises:
             PhantomError: this kind of anatomy has no such tissue.
@@ -177,7 +170,7 @@ class Anatomy:
         return self.fractions[self.tissues.index(tissue)]
 
     def volume_ml(self, tissue: str) -> float:
-        """Volume of a tissue in mL.
+        """Return the volume of a tissue in mL.
 
         Raises:
             PhantomError: this kind of anatomy has no such tissue.
@@ -185,12 +178,12 @@ class Anatomy:
         return float(self.fraction(tissue).sum(dtype=np.float64)) * self.grid.voxel_ml
 
     def labels(self) -> np.ndarray:
-        """Tissue with the largest share of each voxel, as its index in `TISSUES`, uint8 (D, H, W)."""
+        """Return the tissue with the largest share of each voxel, as its index in `TISSUES`, uint8 (D, H, W)."""
         index = np.array([TISSUES.index(name) for name in self.tissues], np.uint8)
         return index[self.fractions.argmax(axis=0)]
 
     def mix(self, values: Mapping[str, float]) -> np.ndarray:
-        """Mean of a property over each voxel, Σ_k fraction_k · value_k, float32 (D, H, W).
+        """Return the mean of a property over each voxel, Σ_k fraction_k · value_k, float32 (D, H, W).
 
         Args:
             values: one number for every tissue of this anatomy; values of other tissues are ignored.

@@ -15,7 +15,7 @@ _SPLINE_VARIANCE = 151.0 / 315.0
 def smooth_noise(
     rng: np.random.Generator, lattice: Lattice, knots_mm: float | tuple[float, float, float]
 ) -> np.ndarray:
-    """A twice differentiable field: a cubic B-spline with white coefficients and a knot distance of `knots_mm`.
+    """Sample a twice differentiable field: a cubic B-spline with white coefficients and knots `knots_mm` apart.
 
     Neighbouring maxima are about three knot distances apart. The distance is one number for all axes, or one per axis.
     """
@@ -28,7 +28,7 @@ def smooth_noise(
 
 
 def _spline_basis(positions: np.ndarray, knots_mm: float) -> np.ndarray:
-    """Cubic B-splines on knots around the origin, float32 (positions, knots)."""
+    """Return the values of cubic B-splines on knots around the origin, float32 (positions, knots)."""
     reach = int(np.ceil(np.abs(positions).max() / knots_mm)) + 1
     knots = np.arange(-reach, reach + 1) * knots_mm
     t = np.abs(positions[:, None] - knots[None, :]) / knots_mm
@@ -38,7 +38,7 @@ def _spline_basis(positions: np.ndarray, knots_mm: float) -> np.ndarray:
 
 
 def waves(rng: np.random.Generator, lattice: Lattice, wavelength_mm: float, octaves: float) -> np.ndarray:
-    """A band-pass Gaussian random field.
+    """Sample a band-pass Gaussian random field.
 
     Its spectrum is isotropic and log-normal around one wavelength. Its zero level sets are winding sheets about half a
     wavelength apart, similar to the sulci of a cortex.

@@ -98,6 +98,6 @@ def _paint_lesions(
     white[folding.coarse_box] = folding.pia[::2, ::2, ::2] < -5.0
     white &= (ventricle > 2.0) & (nucleus > 3.0)
     likelihood = np.where(white, np.exp(-ventricle / 9.0), 0.0)
-    shape, lesions = blobs(rng, LATTICE, count, likelihood, (2.0, 7.0), "white_matter")
+    shape, lesions = blobs(rng, LATTICE, count, likelihood, (2.0, 7.0))
     canvas.paint("lesion", np.maximum(refine(shape)[folding.box], folding.pia + 2.5), folding.box)
     return lesions

@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.ndimage import find_objects
 from scipy.sparse import csr_array
 
 from ppdm.simulation.phantom.anatomy import TISSUES, Anatomy, Grid, Lesion
@@ -27,7 +28,7 @@ class Lattice:
 
     @classmethod
     def spanning(cls, extent: tuple[float, float, float], spacing: float) -> "Lattice":
-        """The smallest lattice whose points reach half of `extent` mm on either side."""
+        """Return the smallest lattice that reaches half of `extent` mm on both sides of the origin."""
         d, h, w = (math.ceil(length / (4 * spacing) - 1e-9) for length in extent)
         return cls((d, h, w), spacing)
 
@@ -49,12 +50,12 @@ class Lattice:
         return 2.0 * self.spacing
 
     def coarse_axis(self, axis: int) -> np.ndarray:
-        """Positions in mm of the coarse points along an axis, float32."""
+        """Return the positions in mm of the coarse points along an axis, float32."""
         n = self.steps[axis]
         return np.arange(-n, n + 1, dtype=np.float32) * np.float32(self.coarse_spacing)
 
     def coarse_points(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Right, anterior and superior positions in mm of the coarse points, each float32 (D, H, W)."""
+        """Return the right, anterior and superior positions in mm of the coarse points, each float32 (D, H, W)."""
         x, y, z = np.meshgrid(*(self.coarse_axis(axis) for axis in range(3)), indexing="ij")
         return x, y, z
 
@@ -72,20 +73,17 @@ def refine(coarse: np.ndarray) -> np.ndarray:
 
 
 def fine(box: Box) -> Box:
-    """The part of the fine lattice to which `refine` maps a part of the coarse one."""
+    """Return the part of the fine lattice to which `refine` maps a part of the coarse one."""
     d, h, w = (slice(2 * s.start, 2 * s.stop - 1) for s in box)
     return d, h, w
 
 
 def bounding_box(mask: np.ndarray) -> Box | None:
-    """The smallest box that contains all true points; None if there are none."""
-    ranges = []
-    for axis in range(3):
-        hits = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
-        if hits.size == 0:
-            return None
-        ranges.append(slice(int(hits[0]), int(hits[-1]) + 1))
-    d, h, w = ranges
+    """Return the smallest box that contains all true points; None if there are none."""
+    found = find_objects(mask.view(np.uint8))
+    if not found:
+        return None
+    d, h, w = found[0]
     return d, h, w
 
 
@@ -123,7 +121,7 @@ class Canvas:
             self.layers[tissue][box] += share
 
     def anatomy(self, kind: str, grid: Grid, skin: np.ndarray, lesions: tuple[Lesion, ...]) -> Anatomy:
-        """The painted tissues on a voxel grid.
+        """Return the painted tissues on a voxel grid.
 
         Args:
             kind: head or torso.
@@ -143,7 +141,7 @@ class Canvas:
 
 
 def box_weights(faces: np.ndarray, points: int, spacing: float) -> csr_array:
-    """Weights that give the mean over each voxel of a linear interpolation between values at points.
+    """Return the weights that give the mean over each voxel of a linear interpolation between values at points.
 
     The weight of a point is the integral of its hat function over the voxel, divided by the voxel's length. Therefore
     the mean of two voxels is the mean over their union on any grid. Values beyond the last point are 0.

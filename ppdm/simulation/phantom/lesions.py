@@ -13,7 +13,6 @@ def blobs(
     count: int,
     likelihood: np.ndarray,
     radii_mm: tuple[float, float],
-    tissue: str,
 ) -> tuple[np.ndarray, tuple[Lesion, ...]]:
     """Sample lesions.
 
@@ -23,7 +22,6 @@ def blobs(
         count: number of lesions.
         likelihood: likelihood of a centre at each coarse point, (D, H, W), at least 0, not normalised.
         radii_mm: smallest and largest mean radius; small ones are more frequent.
-        tissue: the tissue that they grow in.
 
     Returns:
         Signed distance to their union in mm on the coarse lattice (+inf if there are none), and the lesions.
@@ -33,15 +31,12 @@ def blobs(
         return union, ()
     roughness = smooth_noise(rng, lattice, 0.65 * radii_mm[1])
     places = rng.choice(likelihood.size, count, replace=False, p=likelihood.ravel() / likelihood.sum())
-    lesions = []
+    points, lesions = lattice.coarse_points(), []
     for place in places:
-        index = np.unravel_index(place, likelihood.shape)
-        x, y, z = (float(lattice.coarse_axis(axis)[i]) for axis, i in enumerate(index))
+        x, y, z = (float(p.flat[place]) for p in points)
         radius = float(np.exp(rng.uniform(*np.log(radii_mm))))
         stretch = np.exp(0.25 * rng.standard_normal(3))
-        squares = sum(
-            ((p - c) / np.float32(s)) ** 2 for p, c, s in zip(lattice.coarse_points(), (x, y, z), stretch, strict=True)
-        )
+        squares = sum(((p - c) / np.float32(s)) ** 2 for p, c, s in zip(points, (x, y, z), stretch, strict=True))
         np.minimum(union, np.sqrt(squares) - radius + 0.22 * radius * roughness, out=union)
-        lesions.append(Lesion((x, y, z), radius, tissue))
+        lesions.append(Lesion((x, y, z), radius))
     return union, tuple(lesions)

@@ -3,6 +3,7 @@
 Positions are in mm from the middle of the torso: x to the right (the liver's side), y forward, z up.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,7 +54,7 @@ def make_torso(seed: int | np.random.SeedSequence, grid: Grid) -> Anatomy:
     belly = abdomen.Abdomen(rng, LATTICE, points, cavity, chest.diaphragm)
     bones = skeleton.Skeleton(rng, points, cavity, frame)
     mediastinum = carve(ellipsoid(points, (0, -10, 60), (45, 30, 60)), chest.heart - 4.0, 2.0)
-    hosts = {"lung": chest.lungs, "liver": belly.liver, "marrow": bones.vertebrae, "fat": mediastinum}
+    hosts = (chest.lungs, belly.liver, bones.vertebrae, mediastinum)
     lesions = _paint_lesions(rng, canvas, subject.lesions, hosts)
     chest.paint_airways(canvas)
     chest.paint_heart_and_vessels(canvas)
@@ -110,14 +111,14 @@ def _fat(rng: np.random.Generator, points: Points, mean_mm: float) -> np.ndarray
 
 
 def _paint_lesions(
-    rng: np.random.Generator, canvas: Canvas, count: int, hosts: dict[str, np.ndarray]
+    rng: np.random.Generator, canvas: Canvas, count: int, hosts: Sequence[np.ndarray]
 ) -> tuple[Lesion, ...]:
     """Paint tumours of lungs and liver, metastases of vertebrae, nodes between the lungs; each stays in its host."""
     lesions: list[Lesion] = []
     in_view = np.abs(LATTICE.coarse_axis(2)) < 0.5 * FIELDS_OF_VIEW["torso"][2] - 10.0
     for _ in range(count):
-        host = str(rng.choice(list(hosts)))
-        shape, found = blobs(rng, LATTICE, 1, ((hosts[host] < -7.0) & in_view).astype(np.float64), (5.0, 14.0), host)
-        canvas.paint("lesion", np.maximum(shape, hosts[host]))
+        host = hosts[int(rng.integers(len(hosts)))]
+        shape, found = blobs(rng, LATTICE, 1, ((host < -7.0) & in_view).astype(np.float64), (5.0, 14.0))
+        canvas.paint("lesion", np.maximum(shape, host))
         lesions += found
     return tuple(lesions)

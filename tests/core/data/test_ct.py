@@ -38,6 +38,7 @@ def test_the_window_is_linear_inside_and_clips_outside_both_ways():
         ("CT", HounsfieldWindow()),
         ("ct:-1000,2000", WINDOW),
         (" ct: -1000 , 2000.0 ", WINDOW),
+        ("ct:-1000.125,1234567", HounsfieldWindow(-1000.125, 1234567.0)),
     ],
 )
 def test_a_window_is_read_from_text_and_written_as_text(text, window):
@@ -124,6 +125,15 @@ def test_a_ct_source_is_scaled_by_its_window_too(tmp_path):
     training_set = TrainingSet(pairs)
     assert training_set.scaling == PercentileScaling(HounsfieldWindow(), source=HounsfieldWindow())
     np.testing.assert_allclose(training_set[0][0], (ct(0).clip(-1024) + 1024) / 2012 - 1, atol=1e-5)
+
+
+def test_a_given_scaling_decides_the_window_of_the_sources_as_in_translation(tmp_path):
+    pairs = with_intensities(read_manifest(manifest(tmp_path, source=ct)), source=WINDOW)
+    unmarked = [replace(pair, source_intensity=None) for pair in pairs]
+    trained = TrainingSet(pairs)
+    np.testing.assert_array_equal(TrainingSet(unmarked, scaling=trained.scaling)[0][0], trained[0][0])
+    by_percentiles = TrainingSet(unmarked)
+    np.testing.assert_array_equal(TrainingSet(pairs, scaling=by_percentiles.scaling)[0][0], by_percentiles[0][0])
 
 
 def test_an_mri_target_keeps_its_pooled_range_with_a_ct_source(tmp_path):

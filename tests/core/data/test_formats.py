@@ -118,6 +118,14 @@ def test_a_trailing_axis_of_length_one_is_kept(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
+def test_only_the_trailing_axes_that_simpleitk_can_write_are_kept(tmp_path, suffix):
+    nib.save(nib.Nifti1Image(np.ones((2, 3, 4, 1, 1, 1), np.float32), np.eye(4)), tmp_path / "a.nii")
+    volume = read_volume(tmp_path / "a.nii")
+    write_volume(tmp_path / f"b{suffix}", volume.data, volume)
+    assert sitk.ReadImage(tmp_path / f"b{suffix}").GetSize() == (2, 3, 4, 1, 1)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_images_that_are_not_one_scalar_volume_are_refused(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"
     sitk.WriteImage(sitk.JoinSeries([image(), image()]), path)

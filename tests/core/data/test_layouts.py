@@ -304,6 +304,13 @@ def test_cyclic_links_end_and_no_file_is_found_twice(tmp_path):
     assert scan_files(data)[0] == ["s1/a.nii", "s2/b.nii", "s2/deep/c.nii"]
 
 
+def test_a_link_to_a_folder_above_a_visited_one_does_not_visit_it_again(tmp_path):
+    data, far = tree(tmp_path / "up/data", "s1/a.nii"), tree(tmp_path / "far", "b.nii", "deep/c.nii")
+    for name, goal in {"s2": far / "deep", "s3": far, "s4": tmp_path / "up"}.items():
+        (data / name).symlink_to(goal)
+    assert scan_files(data)[0] == ["s1/a.nii", "s2/c.nii", "s3/b.nii"]
+
+
 def test_links_are_followed_and_broken_links_are_reported(tmp_path):
     store = tree(tmp_path / "store", "x.nii", "y.nii")
     data = tree(tmp_path / "data", "s1/b.nii", "s2/b.nii")

@@ -10,7 +10,7 @@ import torch
 
 from ppdm.data.checking import check_pair
 from ppdm.data.manifest import Pair, read_manifest, write_manifest
-from ppdm.data.regions import RegionError, names_table, read_names, table_name, whole_numbers
+from ppdm.data.regions import RegionError, names_file, names_table, read_names, whole_numbers
 from ppdm.data.volume import Volume
 from ppdm.evaluation.evaluate import convention, scores, unit_of
 from ppdm.evaluation.subjects import CaseFiles, EvaluationCase, read_case
@@ -54,7 +54,7 @@ def found(prediction, case, preset=None):
 def test_names_are_read_from_the_table_beside_the_labels(tmp_path):
     path = tmp_path / "labels.nii.gz"
     assert read_names(path) is None
-    (tmp_path / table_name(path.name)).write_bytes(names_table({4: "liver", 7: "lesion"}))
+    names_file(path).write_bytes(names_table({4: "liver", 7: "lesion"}))
     assert read_names(path) == {4: "liver", 7: "lesion"}
 
 

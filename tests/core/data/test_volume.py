@@ -476,7 +476,14 @@ def test_arrays_that_are_not_volumes_are_refused(array):
         Volume.from_array(array)
 
 
-@pytest.mark.parametrize("spacing", [(1, 1, 0), (1, -1, 1), (1, 1, np.nan)])
+def test_an_array_longer_than_an_axis_of_nifti_1_is_written_as_nifti_2(tmp_path):
+    volume = Volume.from_array(np.zeros((1 << 15, 2, 1)))
+    write_volume(tmp_path / "out.nii", volume.data, volume)
+    assert type(nib.load(tmp_path / "out.nii")) is nib.Nifti2Image
+    assert read_shape(tmp_path / "out.nii") == ((1 << 15, 2, 1), (1, 1, 1))
+
+
+@pytest.mark.parametrize("spacing", [(1, 1, 0), (1, -1, 1), (1, 1, np.nan), (1, 1), (1, 1, 1, 1)])
 def test_impossible_spacing_is_refused(spacing):
     with pytest.raises(VolumeError, match="three positive numbers"):
         Volume.from_array(ramp(), spacing)

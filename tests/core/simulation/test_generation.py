@@ -40,7 +40,7 @@ def quick(monkeypatch):
         rng = np.random.default_rng([recipe.seed, len(split), index])
         images = {name: rng.random(GRID.shape, np.float32) for pair in recipe.pairs for name in pair}
         labels = np.zeros(GRID.shape, np.uint8)
-        return Subject(subject_name(split, index), split, images, np.ones(GRID.shape, np.float32), labels)
+        return Subject(subject_name(split, index), images, np.ones(GRID.shape, np.float32), labels)
 
     monkeypatch.setattr(generation, "make_subject", make)
     return made

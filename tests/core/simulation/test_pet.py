@@ -391,7 +391,7 @@ def test_a_block_of_lead_gives_finite_images():
 def slab(n):
     """Return a cube of 240 mm: air, liver and lung along D, two lesions in the liver; edges fit voxels for n = 30·k."""
     grid = Grid((n, n, n), (240 / n,) * 3)
-    lesions = tuple(Lesion((0.0, h, 0.0), 24.0, "liver") for h in (-64.0, 64.0))
+    lesions = tuple(Lesion((0.0, h, 0.0), 24.0) for h in (-64.0, 64.0))
     fractions = {tissue: np.zeros((n, n, n), np.float32) for tissue in ("air", "lesion", "lung", "liver")}
     for tissue, part in zip(("air", "liver", "lung"), np.split(np.arange(n), 3), strict=True):
         fractions[tissue][part] = 1
@@ -535,7 +535,7 @@ def test_noise_grows_with_the_dose_factor_as_in_real_scans(torso):
     [
         ({"mu": np.zeros((8, 8, 3))}, r"share one grid.*\(8, 8, 2\).*\(8, 8, 3\)"),
         ({"activity": np.zeros((8, 8))}, r"activity is a volume.*\(8, 8\)"),
-        ({"activity": np.zeros((8, 0, 2))}, "no axis of it empty"),
+        ({"activity": np.zeros((8, 0, 2))}, "without an empty axis"),
         ({"activity": np.full((8, 8, 2), -1.0)}, "activity holds values that are negative"),
         ({"activity": np.full((8, 8, 2), np.nan)}, "not a number"),
         ({"mu": np.full((8, 8, 2), np.inf)}, "mu holds values"),
