@@ -29,6 +29,12 @@ Checkpointing = Annotated[
         autocompletion=completion(*CHECKPOINTING),
     ),
 ]
+Res = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N", help="Edge of cubic volumes in voxels, such as 256 or 64,128,256. Give this, --shape or --like."
+    ),
+]
 Shape = Annotated[
     str | None,
     typer.Option(metavar="DxHxW", help="Volume size in voxels, such as 160x192x160. Give this, --res or --like."),

@@ -27,12 +27,7 @@ if TYPE_CHECKING:
 
 
 def speed(
-    res: Annotated[
-        str | None,
-        typer.Option(
-            metavar="N", help="Edge of cubic volumes in voxels, such as 128 or 64,128. Give this, --shape or --like."
-        ),
-    ] = None,
+    res: options.Res = None,
     shape: options.Shape = None,
     like: options.Like = None,
     method: options.Methods = None,
