@@ -21,6 +21,7 @@ from ppdm.translation import adapt
 from ppdm_bench.configuration import variant_of
 from ppdm_bench.grouping import grouped
 from ppdm_bench.records import Record
+from ppdm_bench.units import plural
 
 INPUT = "input"
 
@@ -68,7 +69,7 @@ class Candidate:
     @property
     def text(self) -> str:
         """Name for progress bars and titles."""
-        evaluations = "" if self.steps is None else f"{self.steps} evaluation{'s' if self.steps > 1 else ''}"
+        evaluations = "" if self.steps is None else plural(self.steps, "evaluation")
         return ", ".join(filter(None, (self.label, evaluations)))
 
 

@@ -9,7 +9,7 @@ from ppdm import Method
 from ppdm.training.log import StepReport, last_step, untrained_note
 from ppdm.training.run import LOG, Run
 from ppdm.training.schedule import Schedule, parts
-from ppdm_bench.commands.pair_sources import Subjects
+from ppdm_bench.commands.pair_sources import ProgressCallback, Subjects
 from ppdm_bench.commands.training_run import train_run
 from ppdm_bench.configuration import find_method, with_width
 from ppdm_bench.evaluation.candidates import Candidate
@@ -130,8 +130,8 @@ def carry_out_trials(
     wanted: Sequence[Trial],
     out: Path,
     device: str,
-    preparing: Callable[[int, int], None],
-    show: Callable[[Trial, StepReport], None],
+    preparing: ProgressCallback = lambda made, total: None,
+    show: Callable[[Trial, StepReport], None] = lambda trial, report: None,
 ) -> Iterator[Outcome]:
     """Train the trials in sequence; a finished trial is not trained again, an interrupted one resumes.
 
