@@ -94,9 +94,7 @@ def everything() -> list[Output]:
     return [
         Output(
             "memory",
-            _files("memory/memory", "csv", "md", "png")
-            + _files("memory/overview", "png")
-            + _files("memory/breakdown", "png"),
+            [*_files("memory/memory", "csv", "md", "png"), "memory/overview.png", "memory/breakdown.png"],
             _memory,
         ),
         Output("plan", _files("plan/plan", "csv", "md", "png"), _plan),
@@ -112,17 +110,13 @@ def everything() -> list[Output]:
             for name in (f"validation/cpu-{size}" for size in (32, 48, 64))
         ),
         *(
-            Output(
-                f"speed/{file.parent.name}",
-                _files(f"speed/{file.parent.name}/speed", "csv", "md", "png"),
-                _speed(file),
-            )
-            for file in sorted(RESULTS.glob("speed/*/records.jsonl*"))
+            Output(name, _files(f"{name}/speed", "csv", "md", "png"), partial(_speed, name))
+            for name in _folders("speed")
         ),
         *_quality_outputs(),
         Output(
             "ablations",
-            _files("ablations/ablation", "csv", "md", "png") + _files("ablations/puzzle_or_bridge", "png"),
+            [*_files("ablations/ablation", "csv", "md", "png"), "ablations/puzzle_or_bridge.png"],
             _ablations,
         ),
         Output("blocks", _files("blocks/blocks", "md", "png"), _blocks),
@@ -140,19 +134,24 @@ def _quality_outputs() -> Iterator[Output]:
     tasks = ("mri-t1t2", "pet-denoise", "pet-joint")
     for task in tasks:
         name = f"sweep/{task}"
-        files = _files(f"{name}/quality", "csv", "md") + _files(f"{name}/subjects", "png")
+        files = [*_files(f"{name}/quality", "csv", "md"), f"{name}/subjects.png"]
         yield Output(name, files, partial(_quality, name, "ppdm r=2 default"))
     for task in tasks:
         name = f"sweep/full-3d/{task}"
         yield Output(name, _files(f"{name}/quality", "csv", "md"), partial(_quality_table, name))
-    for file in sorted(RESULTS.glob("campaign/*/records.jsonl*")):
-        name = file.parent.relative_to(RESULTS).as_posix()
+    for name in _folders("campaign"):
         # Without CSV, which would be half as large again as the records.
         yield Output(name, [f"{name}/quality.md", f"{name}/subjects.png"], partial(_quality, name, "input"))
-        if any(map(is_of_curve, _records(file))):
+        if any(map(is_of_curve, _records(RESULTS / name / "records.jsonl"))):
             yield Output(f"{name}/curves", _files(f"{name}/curves", "md", "png"), partial(_curves, name))
     for task in tasks:
         yield Output(f"models/{task}", [f"models/{task}/quality.md"], partial(_quality_table, f"models/{task}"))
+
+
+def _folders(parent: str) -> list[str]:
+    """Folders with records in a folder of results/, relative to results/."""
+    files = sorted(RESULTS.glob(f"{parent}/*/records.jsonl*"))
+    return [file.parent.relative_to(RESULTS).as_posix() for file in files]
 
 
 def _files(stem: str, *ends: str) -> list[str]:
@@ -206,14 +205,10 @@ def _plan(results: Path, to: Path) -> None:
     present(_records(results / "plan/records.jsonl"), to / "plan")
 
 
-def _speed(file: Path) -> Callable[[Path, Path], object]:
-    def make(results: Path, to: Path) -> None:
-        from ppdm_bench.timing.timing_output import present
+def _speed(name: str, results: Path, to: Path) -> None:
+    from ppdm_bench.timing.timing_output import present
 
-        place = Path("speed") / file.parent.name
-        present(_records(results / place / "records.jsonl"), to / place)
-
-    return make
+    present(_records(results / name / "records.jsonl"), to / name)
 
 
 def _methods(results: Path, to: Path) -> None:

@@ -277,19 +277,12 @@ def as_csv(judged: Sequence[Judged]) -> str:
     """Return all values as CSV, with their predictions and the parts of the predicted time."""
     text = io.StringIO()
     names = ["config_id", "source", "method", "variant", "shape", "batch_size", "precision", "gpu", "torch", "half"]
-    numbers = [
-        "published_seconds",
-        "predicted_seconds",
-        "arithmetic",
-        "bandwidth",
-        "launches",
-        "seconds_without_source",
-    ]
+    numbers = ["published_seconds", "predicted_seconds", *LIMITS, "seconds_without_source"]
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*names, *numbers])
     for one in judged:
-        r, parts = one.record, one.predicted.parts
-        values = [r.value, one.predicted.seconds, parts["arithmetic"], parts["bandwidth"], parts["launches"], one.apart]
+        r, predicted = one.record, one.predicted
+        values = [r.value, predicted.seconds, *(predicted.parts[name] for name in LIMITS), one.apart]
         text_cells = [r.config_id, source_of(r), r.method, r.variant, shape_text(r.shape), r.batch_size, r.precision]
         writer.writerow([*text_cells, r.env["gpu"], r.env["torch"], one.half, *(f"{x:.5g}" for x in values)])
     return text.getvalue()
