@@ -104,7 +104,7 @@ class ManifestSubjects:
         return [(pair.split, read_geometry(pair.source)) for pair in self._rows]
 
     def check(self) -> None:
-        """Check the headers of all files: each pair must be on one grid, and all pairs must be PET, or none.
+        """Check the headers of all files: each pair must be on one grid, and either all pairs or none must be PET.
 
         Raises:
             ManifestError: the manifest is invalid, or only some pairs have an SUV factor.

@@ -53,7 +53,7 @@ def train_with_progress(
     """
     with joined() as ranks, progress() as bar, ExitStack() as opened:
         where = training_device(device, ranks)
-        for advice in filter(None, (use_threads(threads, where), advice_on_validation(schedule) * ranks.is_first)):
+        for advice in filter(None, (use_threads(threads, where), advice_on_validation(schedule))):
             notify(advice)
         followers: list[Callable[[StepReport], None]] = [ProgressLines(notify)] if bar.disable else []
         if board is not None and ranks.is_first:
