@@ -275,8 +275,9 @@ def _chosen_pair(pairs: "list[Pair]", subject: str | None) -> "Pair":
     for pair in pairs:
         if subject in (None, pair.subject):
             return pair
-    known = ", ".join(dict.fromkeys(pair.subject for pair in pairs[:5]))
-    raise typer.BadParameter(f"the manifest has no subject {subject!r}; it has {known}, ...", param_hint="'--subject'")
+    known = list(dict.fromkeys(pair.subject for pair in pairs))
+    there = ", ".join([*known[:5], *["..."] * (len(known) > 5)])
+    raise typer.BadParameter(f"the manifest has no subject {subject!r}; it has {there}", param_hint="'--subject'")
 
 
 def _split_counts(pairs: "list[Pair]") -> str:
