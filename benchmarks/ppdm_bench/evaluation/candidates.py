@@ -105,7 +105,7 @@ class RunToScore:
 
 
 def read_runs(
-    runs: Sequence[Path], device: str, known: Sequence[Method] = (), earlier: Sequence[Record] = ()
+    runs: Sequence[Path], device: str, known: Sequence[Method], earlier: Sequence[Record]
 ) -> list[RunToScore]:
     """Load the checkpoints of runs, and name their rows.
 
@@ -131,7 +131,7 @@ def read_runs(
     return [RunToScore(*each) for each in zip(runs, loaded, weights, variants, strict=True)]
 
 
-def row_name(method: Method, seed: int, known: Sequence[Method] = ()) -> str:
+def row_name(method: Method, seed: int, known: Sequence[Method]) -> str:
     """Return the variant in the name of a row, see :func:`read_runs`.
 
     Args:
@@ -143,7 +143,7 @@ def row_name(method: Method, seed: int, known: Sequence[Method] = ()) -> str:
 
 
 def run_candidates(
-    run: RunToScore, steps: Sequence[int | None], precision: str | None, seed: int, samples: int | None = None
+    run: RunToScore, steps: Sequence[int | None], precision: str | None, seed: int, samples: int | None
 ) -> list[Candidate]:
     """Return one candidate for each distinct number of network evaluations; None selects the method's own number.
 
@@ -179,13 +179,15 @@ def read_folders(
         CaseError: a path is not a folder, a folder is empty, or a file has no counterpart.
     """
     wanted = scans_in(targets)
-    others: dict[str, dict[str, Any]] = {
-        role: scans_in(folder) for role, folder in beside.items() if folder is not None
-    }
-    for role, found in others.items():
-        _require_counterparts(beside[role] or targets, found, targets, wanted, both=False)
-    roles: dict[str, dict[str, Any]] = {name: {role: found[name] for role, found in others.items()} for name in wanted}
-    cases = [CaseFiles(name, path, suv_factor=suv_factor, **roles[name]) for name, path in wanted.items()]
+    others: dict[str, dict[str, Any]] = {}
+    for role, folder in beside.items():
+        if folder is not None:
+            others[role] = scans_in(folder)
+            _require_counterparts(folder, others[role], targets, wanted, both=False)
+    cases = [
+        CaseFiles(name, path, suv_factor=suv_factor, **{role: found[name] for role, found in others.items()})
+        for name, path in wanted.items()
+    ]
     made = [scans_in(folder) for folder in predictions]
     for folder, files in zip(predictions, made, strict=True):
         _require_counterparts(folder, files, targets, wanted, both=True)

@@ -166,7 +166,7 @@ def compare_folders(
     beside: Mapping[str, Path | None],
     suv_factor: float | None,
     how: MetricOptions,
-    intensities: Mapping[str, HounsfieldWindow] | None = None,
+    intensities: Mapping[str, HounsfieldWindow],
 ) -> EvaluationPlan:
     """Plan a comparison of folders of predictions with a folder of targets; given sources are candidates too.
 
@@ -178,7 +178,7 @@ def compare_folders(
         IntensityError, VolumeError: a target has no contrast, or cannot be read.
     """
     cases, candidates = read_folders(predictions, targets, beside, suv_factor)
-    windows: dict[str, Any] = dict(intensities or {})
+    windows: Mapping[str, Any] = intensities
     cases = [replace(case, **windows) for case in cases]
     scaling = _scaling(cases)
     preset, span = how.preset({str(targets): data_range(scaling)}, block_grids([]), cases[0].unit)
