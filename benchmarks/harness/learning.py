@@ -59,7 +59,7 @@ class Case:
 
     @property
     def follows_rule(self) -> bool:
-        """Whether the learning rate is that of the rule."""
+        """Whether the learning rate follows the rule 0.016 / width."""
         return self.method.optimisation.learning_rate is None
 
     @property

@@ -4,8 +4,9 @@ r"""Predict and measure unmodified third-party training programs on the CPU.
 
 ``FOLDER/NAME`` contains the files of a program at the commit stated in ``PROGRAMS``, and its data. ENVIRONMENT has
 PyTorch (a CPU build) and the packages of the program. The programs are not part of this repository. Each program runs
-up to three optimizer steps under prediction, and again on real tensors. Records of other programs stay unchanged.
-Where the data is "made up, in MNIST's format", it is 2,560 training and 256 test images of random pixels.
+twice for up to three optimizer steps: once to predict its memory, once on real tensors to measure it. Records of other
+programs stay unchanged. Where the data is "made up, in MNIST's format", it is 2,560 training and 256 test images of
+random pixels.
 
 The script writes ``programs.jsonl``, ``programs.csv`` and ``programs.md``.
 """

@@ -109,7 +109,9 @@ Columns = Annotated[
 ]
 Metrics = Annotated[
     str | None,
-    typer.Option(metavar="NAME,NAME", help="Metrics of the tables for people, such as psnr,ssim; default: all."),
+    typer.Option(
+        metavar="NAME,NAME", help="Metrics of text, Markdown and LaTeX tables, such as psnr,ssim; default: all."
+    ),
 ]
 Results = Annotated[Path, typer.Option(help="Folder for records, tables and figures.")]
 Runs = Annotated[Path, typer.Option(help="Folder for runs, records, tables and figures.")]

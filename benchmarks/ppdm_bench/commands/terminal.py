@@ -110,7 +110,7 @@ def ensure_writable(folder: Path) -> Path:
 
 
 def with_earlier_records(records: "Sequence[Record]", folder: Path) -> "list[Record]":
-    """Return the records that the tables and figures of a folder show: those of earlier runs, then these.
+    """Return the records that the tables and figures of a folder show: first those of earlier runs, then these.
 
     Of two records of one measurement, the later one counts, in the place of the first. If earlier runs add
     configurations, a message reports how many.

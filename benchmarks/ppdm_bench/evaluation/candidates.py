@@ -147,8 +147,8 @@ def run_candidates(
 ) -> list[Candidate]:
     """Return one candidate for each distinct number of network evaluations; None selects the method's own number.
 
-    With ``samples``, a method whose sampling uses noise predicts the mean of so many samples, and its variant says so:
-    `r=2 mean of 8`.
+    With ``samples``, a method whose sampling uses noise predicts the mean of that number of samples, which its variant
+    states: `r=2 mean of 8`.
 
     Raises:
         TranslationError: the method does not support these steps or this precision.

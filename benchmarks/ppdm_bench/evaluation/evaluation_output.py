@@ -126,7 +126,7 @@ def tabulate(
         records: records of this run; those of learning curves are left out.
         reference: label of the row from which differences are taken.
         folder: output folder.
-        metrics: metrics of the tables for people; empty: all.
+        metrics: metrics of the printed, Markdown and LaTeX tables; empty: all.
         columns: columns of the printed table; empty: those that fit.
     """
     records = [record for record in records if not is_of_curve(record)]

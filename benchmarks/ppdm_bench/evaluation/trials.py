@@ -53,7 +53,7 @@ class Trial:
 
     @property
     def kept_after(self) -> dict[int, float]:
-        """The steps after which the model is kept, and their shares of all steps: only those within the last stage."""
+        """The share of all steps at each step after which the model is kept; only steps of the last stage count."""
         steps, first = self.schedule.steps, parts(self.method)[-1].begin
         if steps is None:
             return {}
@@ -72,7 +72,7 @@ class Outcome:
     """Result of a trial: its run, or the reason why there is none.
 
     Attributes:
-        lost: whether its cluster job was lost, which says nothing about the trial.
+        lost: whether its cluster job was lost, which is no failure of the trial itself.
         note: advice about a finished training; empty if there is none.
     """
 
