@@ -2,6 +2,7 @@
 
 import sys
 from contextlib import nullcontext, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -50,8 +51,6 @@ def predict(
     words = command or []
     or_usage_error(read_command, words)
     with redirect_stdout(sys.stderr):
-        from dataclasses import replace
-
         from ppdm_bench.devices import card_of
         from ppdm_bench.isolation.sweep import RECORDS, Ledger
         from ppdm_bench.memory.script import program, records_of, save, text_of
