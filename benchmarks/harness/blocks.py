@@ -40,6 +40,7 @@ from ppdm.simulation.tasks import Recipe, find_task, make_subject
 from ppdm.training.loop import fit
 from ppdm.translation import translate_volume
 from ppdm.window import Patch
+from ppdm_bench.grouping import grouped
 from ppdm_bench.report.atomic_io import replace_file
 from ppdm_bench.report.figures.style import MARKERS, SERIES, SMALL, legend, new_figure, plain_axes, save
 
@@ -105,21 +106,15 @@ class Row:
 def main() -> None:
     """Measure, except with ``--draw``, and write all files."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument(
-        "--only",
-        type=int,
-        nargs="*",
-        default=range(len(SETTINGS)),
-        help="numbers of the settings to measure; default: all",
-    )
+    numbers = range(len(SETTINGS))
+    parser.add_argument("--only", type=int, nargs="*", default=numbers, help="settings to measure; default: all")
     parser.add_argument("--draw", action="store_true", help="write only table and figure, from the existing CSV")
     asked, place = parser.parse_args(), OUT / "blocks.csv"
     OUT.mkdir(exist_ok=True)
     for setting in () if asked.draw else [SETTINGS[number] for number in asked.only]:
         others = [one for one in read(place) if (one.model, one.size) != (setting.model, setting.size)]
         write(place, [*others, *measured(setting)])
-    rows = ordered(read(place))
-    present(rows, OUT)
+    present(ordered(read(place)), OUT)
 
 
 # --- measurement
@@ -131,11 +126,11 @@ def measured(setting: Setting) -> Iterator[Row]:
     for number in range(setting.subjects):
         case = subject(setting.task, setting.size, number)
         whole = translated(trained, case)
-        yield row(setting, trained, case, whole, blend="")
-        for asked in options(setting):
-            made = in_blocks(trained, *asked)
-            yield row(setting, made, case, translated(made, case, asked[2]), *asked, whole=whole)
-            print(setting.model, setting.size, case.name, *asked, flush=True)
+        yield row(setting, trained, case, whole)
+        for block, overlap, blend in options(setting):
+            made = replace(trained, method=trained.method.in_blocks(block, overlap))
+            yield row(setting, made, case, translated(made, case, blend), block, overlap, blend, whole)
+            print(setting.model, setting.size, case.name, block, overlap, blend, flush=True)
 
 
 def options(setting: Setting) -> Iterator[tuple[int, float, str]]:
@@ -143,11 +138,6 @@ def options(setting: Setting) -> Iterator[tuple[int, float, str]]:
     for share, overlap in OPTIONS:
         for blend in ("mean", "ramp"):
             yield int(setting.size / share), overlap, blend
-
-
-def in_blocks(trained: Trained, block: int, overlap: float, _: str = "") -> Trained:
-    """The same model, sampled in blocks."""
-    return replace(trained, method=trained.method.in_blocks(block, overlap))
 
 
 def flat(size: int, before: int, after: int, device: torch.device | None = None) -> Tensor:
@@ -279,21 +269,11 @@ def ordered(rows: Sequence[Row]) -> list[Row]:
 
 def means(rows: Sequence[Row]) -> dict[tuple[str, int, int, float, str], dict[str, float]]:
     """The mean over subjects of every value, by model, size, block, overlap and blend."""
-    groups: dict[tuple[str, int, int, float, str], list[Row]] = {}
-    for one in rows:
-        groups.setdefault((one.model, one.size, one.block, one.overlap, one.blend), []).append(one)
-    names = ("psnr", "ssim", "difference", "seam")
-    return {
-        key: {
-            "blocks": group[0].blocks,
-            **{
-                name: fmean(getattr(one, name) for one in group)
-                for name in names
-                if getattr(group[0], name) is not None
-            },
-        }
-        for key, group in groups.items()
-    }
+    found = {}
+    for key, group in grouped(rows, lambda one: (one.model, one.size, one.block, one.overlap, one.blend)).items():
+        names = [n for n in ("psnr", "ssim", "difference", "seam") if getattr(group[0], n) is not None]
+        found[key] = {"blocks": group[0].blocks} | {n: fmean(getattr(one, n) for one in group) for n in names}
+    return found
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -156,11 +156,8 @@ def main() -> int:
     failed = False
     for name in arguments.only:
         target = TARGETS[name]
-        numbers = (
-            range(arguments.cases or target.cases)
-            if arguments.case is None
-            else range(arguments.case, arguments.case + 1)
-        )
+        only = arguments.case
+        numbers = range(arguments.cases or target.cases) if only is None else range(only, only + 1)
         found = run(target, arguments.seed, numbers)
         failed |= bool(found.defects)
         print(f"{name}: {dict(found.outcomes)}, slowest {found.slowest:.2f} s")
@@ -203,13 +200,8 @@ def described(target: Target, seed: int, found: Tried) -> dict[str, Any]:
 def to_markdown(record: dict[str, Any]) -> str:
     """The record as a table."""
     targets = record["targets"]
-    cases, *outcomes = (
-        sum(count(target) for target in targets.values())
-        for count in (
-            lambda target: target["cases"],
-            *(lambda target, name=name: target["outcomes"][name] for name in (RESULT, REFUSAL, DEFECT)),
-        )
-    )
+    cases = sum(target["cases"] for target in targets.values())
+    outcomes = [sum(target["outcomes"][name] for target in targets.values()) for name in (RESULT, REFUSAL, DEFECT)]
     made = sorted({f"{t['made']['commit'][:12]}{' (changed)' * t['made']['dirty']}" for t in targets.values()})
     lines = [
         "# Corrupted input\n",
@@ -223,14 +215,8 @@ def to_markdown(record: dict[str, Any]) -> str:
     for name, target in targets.items():
         message = ", ".join(f"{kind} {count:,}" for kind, count in target["refusals"].items())
         counts = (target["cases"], *(target["outcomes"][outcome] for outcome in (RESULT, REFUSAL, DEFECT)))
-        cells = (
-            name,
-            target["spoilt"],
-            *(f"{count:,}" for count in counts),
-            f"{target['slowest_seconds']:.2f}",
-            message,
-        )
-        lines.append(f"| {' | '.join(cells)} |")
+        cells = (target["spoilt"], *(f"{count:,}" for count in counts), f"{target['slowest_seconds']:.2f}", message)
+        lines.append(f"| {' | '.join((name, *cells))} |")
     lines += [
         f"\n{len(FIXED)} defects were found by these cases, or while writing them, and are fixed; "
         "`tests/core/test_hostile.py` tests each of them:\n",

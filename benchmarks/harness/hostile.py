@@ -181,8 +181,7 @@ def _check_scans(random: Random, folder: Path, sound: Mapping[str, Any]) -> None
     paths = {}
     for role in ("source", "target", "mask", "labels"):
         spoil = random.random() < 0.4
-        place = folder / f"{role}{Path(_scan_name(random)).suffix}"
-        place = place.with_suffix(".nii.gz") if place.suffix == ".gz" else place
+        place = folder / _scan_name(random).replace("scan", role)
         paths[role] = _spoilt_scan(random, place, sound) if spoil else sound["sound"]
     pair = Pair(
         "s", "train", paths["source"], paths["target"], paths["mask"], random.choice((None, 1.0)), paths["labels"]
@@ -364,12 +363,12 @@ def _ready_records(folder: Path) -> dict[str, Any]:
         Record(metric="peak_allocated", value=4096, kind=kind, status="ok", **shared)
         for kind in ("predicted", "measured")
     ]
-    rows += [Record(metric="peak_allocated", kind="measured", status="oom", reason="made-up reason", **shared)]
-    rows += [Record(metric="step_seconds", value=0.5, samples=(0.4, 0.5, 0.6), n=3, kind="measured", **shared)]
     rows += [
+        Record(metric="peak_allocated", kind="measured", status="oom", reason="made-up reason", **shared),
+        Record(metric="step_seconds", value=0.5, samples=(0.4, 0.5, 0.6), n=3, kind="measured", **shared),
         Record(
             metric="psnr", value=20.5, unit="dB", subject="s1", task="mri", steps=4, seed=0, kind="measured", **shared
-        )
+        ),
     ]
     case = SweepCase("peak_allocated", {**shared, "command": ""}, {})
     return {"rows": [json.loads(row.to_json()) for row in rows], "case": case, "bomb": gzip_bomb()} | _marked(folder)
@@ -536,20 +535,8 @@ READERS: Mapping[str, Callable[[str], Any]] = {
     "one of": values.one_of("fp32", "bf16"),
 }
 WORDS = (
-    "2",
-    "2,4",
-    "1x2x2",
-    "24GB",
-    "0.5",
-    "5min",
-    "flip:dhw",
-    "own",
-    "200",
-    "160x192x160",
-    "1e3",
-    "fp32",
-    "2x",
-    "1e99",
+    *("2", "2,4", "1x2x2", "24GB", "0.5", "5min", "flip:dhw"),
+    *("own", "200", "160x192x160", "1e3", "fp32", "2x", "1e99"),
 )
 
 
@@ -584,12 +571,8 @@ def _read_option(random: Random, folder: Path, sound: Any) -> None:
 
 VARIATIONS = (
     *("kernel.gamma=0.25,0.5", "kernel=i2sb,gaussian(schedule=flow)", "loss.mode=off+loss.gradient=0,cell"),
-    *(
-        "representation=haar,puzzle(factor=4)",
-        "network.multipliers=[1,2]",
-        "sampling.steps=1,4",
-        "window=patches(size=8)",
-    ),
+    *("representation=haar,puzzle(factor=4)", "network.multipliers=[1,2]", "sampling.steps=1,4"),
+    "window=patches(size=8)",
 )
 
 

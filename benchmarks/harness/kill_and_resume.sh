@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# A training that is killed with SIGKILL and continued ends with the bytes of one that was not: a transcript in Markdown.
+# Writes a Markdown transcript: a training that is killed with SIGKILL and resumed ends with the same bytes as one that
+# was not interrupted.
 # Usage: benchmarks/harness/kill_and_resume.sh > results/training/kill_and_resume.md
 set -euo pipefail
 ppdm_bench=(python3 -m ppdm_bench)

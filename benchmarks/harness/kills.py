@@ -19,6 +19,7 @@ from pathlib import Path
 
 from ppdm_bench.environment import environment
 from ppdm_bench.records import Record, RecordFile
+from ppdm_bench.units import shape_text
 
 COMMAND = "memory --device cpu --res 16,24,32 --method ppdm --factor 2 --width 8 --phase sample --out out"
 
@@ -108,7 +109,7 @@ def print_rows(file: RecordFile) -> list[Record]:
 
 def key(record: Record) -> Key:
     """The fields by which rows are counted."""
-    return record.kind, "×".join(map(str, record.shape)), record.phase, record.status
+    return record.kind, shape_text(record.shape), record.phase, record.status
 
 
 if __name__ == "__main__":

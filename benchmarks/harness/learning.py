@@ -11,11 +11,12 @@ distinguishes slow learning from none. The script writes ``learning.csv``, one r
 
 import argparse
 import csv
-import io
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import pandas as pd
 
 import ppdm
 from ppdm.atomic_io import write_together
@@ -58,7 +59,7 @@ class Case:
 
     @property
     def follows_rule(self) -> bool:
-        """Whether the learning rate is that of the rule."""
+        """Whether the learning rate follows the rule 0.016 / width."""
         return self.method.optimisation.learning_rate is None
 
     @property
@@ -158,11 +159,8 @@ def main() -> None:
 
 
 def _write(results: Path, rows: Sequence[Mapping[str, str]]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    contents = {results / "learning.csv": text.getvalue(), results / "learning.md": to_markdown(rows)}
+    table = str(pd.DataFrame(rows, columns=COLUMNS).to_csv(index=False, lineterminator="\n"))
+    contents = {results / "learning.csv": table, results / "learning.md": to_markdown(rows)}
     results.mkdir(parents=True, exist_ok=True)
     write_together({path: content.encode() for path, content in contents.items()})
 

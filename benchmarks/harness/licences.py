@@ -1,7 +1,7 @@
 """List the licences of all packages that the toolkit needs at run time or for development, as the packages state them.
 
-    python benchmarks/harness/licences.py > docs/licences.md   write the list python benchmarks/harness/licences.py
-    --check              compare the list with the installed packages (`make lint`)
+    python benchmarks/harness/licences.py > docs/licences.md   write the list
+    python benchmarks/harness/licences.py --check              compare it with the installed packages (`make lint`)
 
 To write the list, use a CPU build of PyTorch; a CUDA build adds NVIDIA's libraries, which the script does not accept.
 The check covers only packages that pyproject.toml and constraints.txt name, so that it passes with any build.
@@ -65,10 +65,10 @@ def main() -> None:
     """Print one table for run time and one for development; fail if a licence is not known to be compatible."""
     if sys.argv[1:] == ["--check"]:
         sys.exit("\n".join(faults(listed(LIST.read_text()))) or 0)
-    project = tomllib.loads(PROJECT.read_text())["project"]
+    ours = tomllib.loads(PROJECT.read_text())["project"]["license"]
     running, development = map(needed, asked_for())
     named = direct()
-    print(f"# Licences\n\nThis project is licensed under {project['license']}. The tables list the licences that the")
+    print(f"# Licences\n\nThis project is licensed under {ours}. The tables list the licences that the")
     print("installed packages state; `benchmarks/harness/licences.py` writes them. Packages in **bold** are named in")
     print("`pyproject.toml`; these require the others.")
     for title, packages in (("Needed at run time", running), ("Needed for development", development - running)):
@@ -77,7 +77,7 @@ def main() -> None:
             print(f"| {f'**{name}**' if name in named else name} | {licence(name)} |")
     print(f"\n## Remarks\n\n{REMARKS}", end="")
     if foreign := [name for name in sorted(running | development) if not compatible(licence(name))]:
-        sys.exit(f"not known to be compatible with {project['license']}: {', '.join(foreign)}")
+        sys.exit(f"not known to be compatible with {ours}: {', '.join(foreign)}")
 
 
 def asked_for() -> tuple[list[str], list[str]]:
@@ -99,9 +99,7 @@ def listed(text: str) -> dict[str, str]:
 def faults(table: Mapping[str, str]) -> Iterator[str]:
     """Differences of a list from pyproject.toml, constraints.txt and the installed packages, as sentences."""
     named = direct()
-    pinned = {
-        canonicalize_name(line.partition("==")[0]) for line in PINNED.read_text().splitlines() if "==" in line
-    } - named
+    pinned = {canonicalize_name(name) for name in re.findall(r"^(.+?)==", PINNED.read_text(), re.MULTILINE)} - named
     bold = {name.strip("*") for name in table if name.startswith("**")}
     for name in sorted(named | pinned):
         documented = table.get(f"**{name}**" if name in named else name)

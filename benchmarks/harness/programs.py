@@ -4,15 +4,14 @@ r"""Predict and measure unmodified third-party training programs on the CPU.
 
 ``FOLDER/NAME`` contains the files of a program at the commit stated in ``PROGRAMS``, and its data. ENVIRONMENT has
 PyTorch (a CPU build) and the packages of the program. The programs are not part of this repository. Each program runs
-up to three optimizer steps under prediction, and again on real tensors. Records of other programs stay unchanged.
-Where the data is "made up, in MNIST's format", it is 2,560 training and 256 test images of random pixels.
+twice for up to three optimizer steps: once to predict its memory, once on real tensors to measure it. Records of other
+programs stay unchanged. Where the data is "made up, in MNIST's format", it is 2,560 training and 256 test images of
+random pixels.
 
 The script writes ``programs.jsonl``, ``programs.csv`` and ``programs.md``.
 """
 
-import csv
 import inspect
-import io
 import json
 import os
 import subprocess
@@ -21,6 +20,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from ppdm.atomic_io import write_together
 from ppdm_bench.predictor.script.prediction import measure_script, predict_script
@@ -146,12 +147,9 @@ def record(name: str, folder: Path, interpreter: str) -> dict[str, Any]:
 
 def versions(interpreter: str, packages: Sequence[str]) -> dict[str, str]:
     """Versions of packages in an environment; see :func:`version`."""
-    code = (
-        f"{inspect.getsource(version)}\nimport json; print(json.dumps({{p: version(p) for p in {list(packages)!r}}}))"
-    )
-    found: dict[str, str] = json.loads(
-        subprocess.run([interpreter, "-c", code], capture_output=True, check=True).stdout
-    )
+    printed = f"import json; print(json.dumps({{p: version(p) for p in {list(packages)!r}}}))"
+    words = [interpreter, "-c", f"{inspect.getsource(version)}\n{printed}"]
+    found: dict[str, str] = json.loads(subprocess.run(words, capture_output=True, check=True).stdout)
     return found
 
 
@@ -181,11 +179,7 @@ def as_csv(rows: Sequence[dict[str, Any]]) -> str:
     """The records as CSV, in bytes and seconds."""
     fields = ["name", "repository", "commit", "path", "variables", "command"]
     fields += ["predicted", "measured", "may_arrive", "arrived", "seconds_predicted", "seconds_measured"]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fields, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return str(pd.DataFrame(rows, columns=fields).to_csv(index=False, lineterminator="\n"))
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:

@@ -19,6 +19,20 @@ from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
+import blocks
+import fuzz
+import learning
+import soak
+import time_truth
+
+from ppdm_baselines import REFERENCE
+from ppdm_bench.ablation import ablation_output
+from ppdm_bench.commands import claims
+from ppdm_bench.evaluation.evaluation_output import draw_curves, tabulate
+from ppdm_bench.memory import memory_output, validate
+from ppdm_bench.memory.published import published_table
+from ppdm_bench.memory.reference import reference_table
+from ppdm_bench.planning import planning_output
 from ppdm_bench.records import Record, RecordFile
 from ppdm_bench.report.atomic_io import replace_file
 from ppdm_bench.report.figures import style
@@ -29,6 +43,8 @@ from ppdm_bench.report.scores import is_of_curve
 from ppdm_bench.report.tables.memory import memory_page, memory_table
 from ppdm_bench.report.tables.micro import micro_page
 from ppdm_bench.report.tables.quality import headline, quality_page, quality_table
+from ppdm_bench.timing import timing_output
+from ppdm_bench.timing.published import read_timings
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
 IMAGES = ("gallery", "grid-artefact")  # their PDFs hold images and are not part of the repository
@@ -94,12 +110,10 @@ def everything() -> list[Output]:
     return [
         Output(
             "memory",
-            _files("memory/memory", "csv", "md", "png")
-            + _files("memory/overview", "png")
-            + _files("memory/breakdown", "png"),
-            _memory,
+            [*_files("memory/memory", "csv", "md", "png"), "memory/overview.png", "memory/breakdown.png"],
+            partial(_present, partial(memory_output.present, budget=None), "memory"),
         ),
-        Output("plan", _files("plan/plan", "csv", "md", "png"), _plan),
+        Output("plan", _files("plan/plan", "csv", "md", "png"), partial(_present, planning_output.present, "plan")),
         Output("methods", ["methods/published.md"], _methods),
         *(
             Output(f"validation/{name}", _files(f"validation/{name}", "md", "png"), partial(_published, name))
@@ -112,18 +126,14 @@ def everything() -> list[Output]:
             for name in (f"validation/cpu-{size}" for size in (32, 48, 64))
         ),
         *(
-            Output(
-                f"speed/{file.parent.name}",
-                _files(f"speed/{file.parent.name}/speed", "csv", "md", "png"),
-                _speed(file),
-            )
-            for file in sorted(RESULTS.glob("speed/*/records.jsonl*"))
+            Output(name, _files(f"{name}/speed", "csv", "md", "png"), partial(_present, timing_output.present, name))
+            for name in _folders("speed")
         ),
         *_quality_outputs(),
         Output(
             "ablations",
-            _files("ablations/ablation", "csv", "md", "png") + _files("ablations/puzzle_or_bridge", "png"),
-            _ablations,
+            [*_files("ablations/ablation", "csv", "md", "png"), "ablations/puzzle_or_bridge.png"],
+            partial(_present, ablation_output.present, "ablations"),
         ),
         Output("blocks", _files("blocks/blocks", "md", "png"), _blocks),
         Output("bench", ["bench/bench.md"], _bench),
@@ -140,19 +150,24 @@ def _quality_outputs() -> Iterator[Output]:
     tasks = ("mri-t1t2", "pet-denoise", "pet-joint")
     for task in tasks:
         name = f"sweep/{task}"
-        files = _files(f"{name}/quality", "csv", "md") + _files(f"{name}/subjects", "png")
+        files = [*_files(f"{name}/quality", "csv", "md"), f"{name}/subjects.png"]
         yield Output(name, files, partial(_quality, name, "ppdm r=2 default"))
     for task in tasks:
         name = f"sweep/full-3d/{task}"
         yield Output(name, _files(f"{name}/quality", "csv", "md"), partial(_quality_table, name))
-    for file in sorted(RESULTS.glob("campaign/*/records.jsonl*")):
-        name = file.parent.relative_to(RESULTS).as_posix()
+    for name in _folders("campaign"):
         # Without CSV, which would be half as large again as the records.
         yield Output(name, [f"{name}/quality.md", f"{name}/subjects.png"], partial(_quality, name, "input"))
-        if any(map(is_of_curve, _records(file))):
-            yield Output(f"{name}/curves", _files(f"{name}/curves", "md", "png"), partial(_curves, name))
+        if any(map(is_of_curve, _records(RESULTS / name / "records.jsonl"))):
+            yield Output(f"{name}/curves", _files(f"{name}/curves", "md", "png"), partial(_present, draw_curves, name))
     for task in tasks:
         yield Output(f"models/{task}", [f"models/{task}/quality.md"], partial(_quality_table, f"models/{task}"))
+
+
+def _folders(parent: str) -> list[str]:
+    """Folders with records in a folder of results/, relative to results/."""
+    files = sorted(RESULTS.glob(f"{parent}/*/records.jsonl*"))
+    return [file.parent.relative_to(RESULTS).as_posix() for file in files]
 
 
 def _files(stem: str, *ends: str) -> list[str]:
@@ -186,78 +201,41 @@ def _library(results: Path) -> Library:
     return library
 
 
-def _memory(results: Path, to: Path) -> None:
-    from ppdm_bench.memory.memory_output import present
-
-    present(_records(results / "memory/records.jsonl"), to / "memory", budget=None)
+def _present(write: Callable[[list[Record], Path], object], name: str, results: Path, to: Path) -> None:
+    """Write the files of a command from the records of a folder."""
+    write(_records(results / name / "records.jsonl"), to / name)
 
 
 def _memory_table(name: str, results: Path, to: Path) -> None:
     """Write only the table; the figures of a validation are slow and not part of the repository."""
-    from ppdm_baselines import REFERENCE
-
     frame = memory_table(_records(results / name / "records.jsonl"), reference=REFERENCE)
     memory_page(frame).save(to / name / "memory")
 
 
-def _plan(results: Path, to: Path) -> None:
-    from ppdm_bench.planning.planning_output import present
-
-    present(_records(results / "plan/records.jsonl"), to / "plan")
-
-
-def _speed(file: Path) -> Callable[[Path, Path], object]:
-    def make(results: Path, to: Path) -> None:
-        from ppdm_bench.timing.timing_output import present
-
-        place = Path("speed") / file.parent.name
-        present(_records(results / place / "records.jsonl"), to / place)
-
-    return make
-
-
 def _methods(results: Path, to: Path) -> None:
-    from ppdm_bench.memory.published import published_table
-
     published, ours = results / "published/method_memory.jsonl", results / "methods/predicted.jsonl"
     replace_file(to / "methods/published.md", published_table(_records(published), _records(ours)).encode())
 
 
 def _published(name: str, results: Path, to: Path) -> None:
-    from ppdm_bench.memory.validate import PUBLISHED, present
-
-    path, look = next((path, look) for stem, path, look in PUBLISHED if stem == name)
+    path, look = next((path, look) for stem, path, look in validate.PUBLISHED if stem == name)
     published, ours = results / "published" / path.name, results / "validation" / f"{name}.jsonl"
-    present([*_records(published), *_records(ours)], to / "validation" / name, look)
+    validate.present([*_records(published), *_records(ours)], to / "validation" / name, look)
 
 
 def _timings(results: Path, to: Path) -> None:
-    import time_truth
-
-    from ppdm_bench.timing.published import read_timings
-
     place = to / "validation"
     place.mkdir(parents=True, exist_ok=True)
     time_truth.present(results / "validation/timings.csv", read_timings(results / "published/timings.jsonl"), place)
 
 
 def _reference(results: Path, to: Path) -> None:
-    from ppdm_bench.memory.reference import reference_table
-
     records = _records(results / "validation/reference.jsonl")
     replace_file(to / "validation/reference.md", reference_table(records).encode())
 
 
 def _quality(name: str, reference: str, results: Path, to: Path) -> None:
-    from ppdm_bench.evaluation.evaluation_output import tabulate
-
     tabulate(_records(results / name / "records.jsonl"), reference, to / name)
-
-
-def _curves(name: str, results: Path, to: Path) -> None:
-    from ppdm_bench.evaluation.evaluation_output import draw_curves
-
-    draw_curves(_records(results / name / "records.jsonl"), to / name)
 
 
 def _quality_table(name: str, results: Path, to: Path) -> None:
@@ -266,15 +244,7 @@ def _quality_table(name: str, results: Path, to: Path) -> None:
     quality_page(quality_table(records, reference="input"), headline(records)).save(to / name / "quality")
 
 
-def _ablations(results: Path, to: Path) -> None:
-    from ppdm_bench.ablation.ablation_output import present
-
-    present(_records(results / "ablations/records.jsonl"), to / "ablations")
-
-
 def _blocks(results: Path, to: Path) -> None:
-    import blocks
-
     blocks.present(blocks.ordered(blocks.read(results / "blocks/blocks.csv")), to / "blocks")
 
 
@@ -284,31 +254,23 @@ def _bench(results: Path, to: Path) -> None:
 
 
 def _learning(results: Path, to: Path) -> None:
-    import learning
-
     with (results / "learning/learning.csv").open() as stream:
         replace_file(to / "learning/learning.md", learning.to_markdown(list(csv.DictReader(stream))).encode())
 
 
 def _fuzz(results: Path, to: Path) -> None:
-    import fuzz
-
     record = json.loads((results / "harness/fuzz.json").read_text())
     replace_file(to / "harness/fuzz.md", fuzz.to_markdown(record).encode())
 
 
 def _soak(results: Path, to: Path) -> None:
-    import soak
-
     record = json.loads((results / "harness/soak.json").read_text())
     replace_file(to / "harness/soak.md", soak.to_markdown(record).encode())
     replace_file(to / "harness/soak.png", soak.to_png(record))
 
 
 def _claims(results: Path, to: Path) -> None:
-    from ppdm_bench.commands.claims import present
-
-    present(_library(results), to)
+    claims.present(_library(results), to)
 
 
 def _exhibit(exhibit: PaperFigure, results: Path, to: Path) -> None:

@@ -16,10 +16,10 @@ its most favourable settings:
 The script writes ``rivals.csv`` and ``rivals.md``.
 """
 
-import csv
 import importlib.metadata
 import io
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
@@ -29,6 +29,7 @@ from statistics import median
 from typing import Any
 from unittest.mock import patch
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -37,6 +38,7 @@ from ppdm.atomic_io import write_together
 from ppdm_bench.memory import published_runs, validate
 from ppdm_bench.predictor.target import GIB
 from ppdm_bench.records import Record, RecordFile
+from ppdm_bench.units import shape_text
 
 PUBLISHED = Path("results/published")
 FIRST = ("a1", "a2", "a3", "a4", "b1", "b2", "c1", "c2", "d1", "d2")  # values of runs in which cuDNN computes
@@ -223,7 +225,7 @@ def compare(records: Sequence[Record]) -> list[Found]:
             except Exception as error:  # the table shows every error of another tool
                 answers[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:80] if str(error) else ''}"
         name = ", ".join(filter(None, (record.options.get("published"), record.method, record.variant)))
-        size = "×".join(map(str, record.shape)) + (", checkpointing" if record.checkpointing != "none" else "")
+        size = shape_text(record.shape) + (", checkpointing" if record.checkpointing != "none" else "")
         capacity = published_runs.target_of(record).room or 0
         published = None if record.value is None else int(record.value)
         found.append(Found(f"{name}, {size}", record.metric, published, capacity, answers))
@@ -246,24 +248,18 @@ def table(found: Sequence[Found]) -> str:
     lines.append(["**ran**", "", "", *(f"{ran[tool]} of {len(found)}" for tool in tools)])
     text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     for tool in tools:
-        reasons: dict[str, list[str]] = {}
-        for one in found:
-            if isinstance(answer := one.answers[tool], str):
-                reasons.setdefault(answer, []).append(one.name)
+        reasons = Counter(answer for one in found if isinstance(answer := one.answers[tool], str))
         if reasons:
-            reasons_text = "; ".join(f"{reason} ({len(names)} of {len(found)})" for reason, names in reasons.items())
+            reasons_text = "; ".join(f"{reason} ({number} of {len(found)})" for reason, number in reasons.items())
             text += f"\n\n*{tool}* has no prediction for: {reasons_text}."
     return text
 
 
 def as_csv(found: Sequence[Found]) -> str:
     """The CSV: predicted bytes, or the reason why there are none."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["value", "counter", "published_bytes", *(f"{tool}_bytes" for tool in found[0].answers)])
-    for one in found:
-        writer.writerow([one.name, one.counter, "" if one.published is None else one.published, *one.answers.values()])
-    return out.getvalue()
+    columns = ["value", "counter", "published_bytes", *(f"{tool}_bytes" for tool in found[0].answers)]
+    rows = [[one.name, one.counter, one.published, *one.answers.values()] for one in found]
+    return str(pd.DataFrame(rows, columns=columns, dtype=object).to_csv(index=False, lineterminator="\n"))
 
 
 def caption() -> str:

@@ -72,9 +72,14 @@ class Judged:
     apart: float
 
     @property
+    def published(self) -> float:
+        """Published seconds."""
+        return float(self.record.value or 0)
+
+    @property
     def ratio(self) -> float:
         """Predicted divided by published time."""
-        return self.predicted.seconds / float(self.record.value or 0)
+        return self.predicted.seconds / self.published
 
     @property
     def error(self) -> float:
@@ -84,12 +89,7 @@ class Judged:
     @property
     def apart_ratio(self) -> float:
         """Time predicted without the source of the value, divided by the published time."""
-        return self.apart / float(self.record.value or 0)
-
-    @property
-    def apart_error(self) -> float:
-        """Absolute relative error of the prediction without the source of the value."""
-        return abs(self.apart_ratio - 1)
+        return self.apart / self.published
 
 
 def main() -> None:
@@ -199,7 +199,7 @@ def ratio_interval(judged: Sequence[Judged]) -> float:
 
 def interval(judged: Sequence[Judged]) -> tuple[float, float]:
     """10 % and 90 % quantiles of published / predicted, each source predicted by constants fitted without it."""
-    found = quantiles((float(one.record.value or 0) / one.apart for one in judged), n=10)
+    found = quantiles((one.published / one.apart for one in judged), n=10)
     return found[0], found[-1]
 
 
@@ -239,7 +239,7 @@ def _summary(judged: Sequence[Judged]) -> Iterator[str]:
             errors = [one.error for one in those]
             most = quantiles(errors, n=10)[-1] if len(errors) > 1 else errors[0]
             cells = [source, half, str(len(those)), f"{median(errors):.0%}", f"{most:.0%}"]
-            bias, apart = median(one.ratio for one in those), median(one.apart_error for one in those)
+            bias, apart = median(one.ratio for one in those), median(abs(one.apart_ratio - 1) for one in those)
             yield f"| {' | '.join([*cells, f'{bias:.2f}', f'{apart:.0%}'])} |"
 
 
@@ -277,19 +277,12 @@ def as_csv(judged: Sequence[Judged]) -> str:
     """Return all values as CSV, with their predictions and the parts of the predicted time."""
     text = io.StringIO()
     names = ["config_id", "source", "method", "variant", "shape", "batch_size", "precision", "gpu", "torch", "half"]
-    numbers = [
-        "published_seconds",
-        "predicted_seconds",
-        "arithmetic",
-        "bandwidth",
-        "launches",
-        "seconds_without_source",
-    ]
+    numbers = ["published_seconds", "predicted_seconds", *LIMITS, "seconds_without_source"]
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*names, *numbers])
     for one in judged:
-        r, parts = one.record, one.predicted.parts
-        values = [r.value, one.predicted.seconds, parts["arithmetic"], parts["bandwidth"], parts["launches"], one.apart]
+        r, predicted = one.record, one.predicted
+        values = [r.value, predicted.seconds, *(predicted.parts[name] for name in LIMITS), one.apart]
         text_cells = [r.config_id, source_of(r), r.method, r.variant, shape_text(r.shape), r.batch_size, r.precision]
         writer.writerow([*text_cells, r.env["gpu"], r.env["torch"], one.half, *(f"{x:.5g}" for x in values)])
     return text.getvalue()
@@ -303,9 +296,9 @@ def figure(judged: Sequence[Judged]) -> Figure:
     of_source = grouped(judging, lambda one: source_of(one.record))
     looks = style.markers(of_source)
     for source, those in of_source.items():
-        x, y = ([float(one.record.value or 0) for one in those], [one.predicted.seconds for one in those])
+        x, y = [one.published for one in those], [one.predicted.seconds for one in those]
         style.hollow_points(axes, x, y, looks[source])
-    seen = [x for one in judging for x in (float(one.record.value or 0), one.predicted.seconds)]
+    seen = [x for one in judging for x in (one.published, one.predicted.seconds)]
     ends = [min(seen) / 2, 2 * max(seen)]
     axes.plot(ends, ends, color="0.4", linewidth=0.8)
     axes.fill_between(ends, [0.8 * x for x in ends], [1.2 * x for x in ends], color="0.9", linewidth=0)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Checks the prediction: against published CUDA counters, and against measurement on the CPU, into results/validation.
-# Prints last the median and the worst error of each.
+# Compares predictions with published CUDA counters and with measurements on the CPU. The files are written to
+# results/validation; the median and the worst error of each comparison are printed at the end.
 # Usage: benchmarks/harness/validate.sh
 set -euo pipefail
 cd "$(dirname "$0")/../.."

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Installs the wheel into an empty environment and uses it outside of the checkout: a transcript in Markdown.
-# Usage: make wheel, then for every Python:
+# Writes a Markdown transcript: the wheel is installed into an empty environment and used outside of the checkout.
+# Usage: make wheel, then for every version of Python:
 #   benchmarks/harness/wheel_smoke.sh python3.11 >> results/harness/wheel.md
-#   benchmarks/harness/wheel_smoke.sh python3.13 --without-torch   # where the only PyTorch is gigabytes of CUDA
+#   benchmarks/harness/wheel_smoke.sh python3.13 --without-torch   # if only a CUDA build exists, which is gigabytes large
 set -euo pipefail
 python=$(command -v "${1:?usage: wheel_smoke.sh PYTHON [--without-torch]}")
 torch=with; [ "${2:-}" = --without-torch ] && torch=without
@@ -36,7 +36,7 @@ names = ("ppdm", "torch", "numpy", "scipy", "nibabel", "pandas", "matplotlib", "
 found = {d.metadata["Name"]: d.version for d in m.distributions()}
 print(", ".join(f"{n} {found[n]}" for n in names if n in found), end="")
 print(".\n" if "torch" in found else "; **without PyTorch**, so only what needs none.\n")'
-# What is imported is the wheel, and nothing of the checkout.
+# The imported packages must be those of the wheel, not of the checkout.
 python -c 'import sys, ppdm, ppdm_baselines, ppdm_bench' 2>/dev/null || [ $torch = without ]
 python -c 'import sys, ppdm, ppdm_bench
 assert all(m.__file__.startswith(sys.prefix) for m in (ppdm, ppdm_bench)), (ppdm.__file__, ppdm_bench.__file__)'
@@ -54,5 +54,5 @@ else
   cp -r "$root/results/memory" memory
 fi
 run ppdm-bench compare memory memory
-run ppdm-bench figures memory --out figures | grep -v 'not drawn'  # what needs other records
+run ppdm-bench figures memory --out figures | grep -v 'not drawn'  # figures that need other records
 echo '```'

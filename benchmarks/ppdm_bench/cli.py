@@ -72,7 +72,7 @@ def main() -> None:
         code = fail(error, 2 if isinstance(error, UsageError) else 1, "--debug" in arguments)  # type: ignore[arg-type]
     if code == INTERRUPTED:  # some versions of typer return it, others raise
         notify("interrupted; everything written before is complete")
-        # As for an error: the first process may still be writing a checkpoint.
+        # The other processes exit with 0: with another code, torchrun would end the first one while it still writes.
         code = INTERRUPTED if is_first_process() else 0
     sys.exit(code if isinstance(code, int) else 0)
 
@@ -103,10 +103,10 @@ def options(
 ) -> None:
     """Memory benchmark and ablation toolkit for volumetric medical image translation."""
     if modules:
-        from ppdm_bench.configuration import import_module
+        from ppdm_bench.configuration import import_own
 
         for module in modules:
-            or_usage_error(import_module, module)
+            or_usage_error(import_own, module)
     command = context.invoked_subcommand
     if under_torchrun() and command not in (*DISTRIBUTED, *READ_ONLY):
         raise typer.BadParameter(

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, replace
 from importlib.metadata import entry_points
 from itertools import product
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from ppdm import Method
@@ -386,23 +385,14 @@ def _in_current_folder(name: str) -> list[str]:
     found = []
     for path in sorted(Path.cwd().glob("*.py")):
         if path.stem.isidentifier() and mention.search(path.read_text(errors="ignore")):
-            module = _import(path.stem)
+            module = import_own(path.stem)
             own = {f"{path.stem}:{key}": value for key, value in vars(module).items() if isinstance(value, Method)}
             found += [place for place, value in own.items() if _named(value, place).name == name]
     return found
 
 
-def import_module(name: str) -> None:
-    """Import a module that registers the user's own types (:func:`ppdm.register`), also from the current folder.
-
-    Raises:
-        MethodError: the module cannot be imported.
-    """
-    _import(name)
-
-
 def _own_method(name: str) -> Method:
-    value = _import(name)
+    value = import_own(name)
     if not isinstance(value, Method):
         raise MethodError(f"{name} is of type {type(value).__name__}, expected a ppdm.Method")
     return _named(value, name)
@@ -415,21 +405,22 @@ def _named(method: Method, place: str) -> Method:
     return replace(method, name=next(name for name in names if name not in registered))
 
 
-def _import(name: str) -> Any:
-    """Import ``module`` and return it, or the attribute of ``module:ATTRIBUTE``."""
+def import_own(name: str) -> Any:
+    """Import a module of the user, and return it or, for ``module:ATTRIBUTE``, its attribute.
+
+    A module in the current folder is found too, although this folder is not on the path of an installed command.
+
+    Raises:
+        MethodError: the module cannot be imported, or has no such attribute.
+    """
     module, colon, attribute = name.partition(":")
     try:
-        found = _import_from_here(module)
+        if not {"", os.getcwd()} & set(sys.path):
+            sys.path.append(os.getcwd())  # last, so that local modules do not hide installed ones
+        found = importlib.import_module(module)
         return getattr(found, attribute) if colon else found
     except (Exception, SystemExit) as error:  # user code can raise any exception
         raise MethodError(
             f"{name} cannot be loaded ({type(error).__name__}: {error}); expected module:ATTRIBUTE of a ppdm.Method, "
             "the module in the current folder or installed"
         ) from error
-
-
-def _import_from_here(module: str) -> ModuleType:
-    """Import a module, also from the current folder, which is not on the path of an installed command."""
-    if not {"", os.getcwd()} & set(sys.path):
-        sys.path.append(os.getcwd())  # last, so that local modules do not hide installed ones
-    return importlib.import_module(module)

@@ -248,7 +248,7 @@ def _check_value(record: Record) -> None:
     if record.status == "ok" and value is None:
         raise RecordError(f"a record of status ok needs a value; give one for `{metric}`, or another status")
     if record.status != "ok" and not record.reason:
-        raise RecordError(f"a record of status {record.status} needs a `reason`: say in words what happened")
+        raise RecordError(f"a record of status {record.status} needs a `reason`: describe what happened")
 
 
 def _check_fields(content: Mapping[str, Any], known: set[str]) -> None:

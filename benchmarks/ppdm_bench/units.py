@@ -25,9 +25,10 @@ def gib(size: float) -> str:
 
 def count(number: float) -> str:
     """Return a count with three significant digits and its SI prefix: 26.1 M."""
+    rounded = float(f"{number:.2e}")  # the prefix is that of the rounded count: 999,999 is 1.00 M, not 1000 k
     for scale, prefix in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if number >= scale:
-            return significant(number / scale) + prefix
+        if rounded >= scale:
+            return significant(rounded / scale) + prefix
     return f"{number:.0f}"
 
 

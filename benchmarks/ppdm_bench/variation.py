@@ -63,12 +63,12 @@ def parse_variation(text: str) -> list[list[Assignment]]:
     for alternative in _split(text, ","):
         first = found[0][0][0] if found else ""
         found.append([_assignment(part, first) for part in _split(alternative, "+") or [alternative]])
-    if any(alternative in found[:place] for place, alternative in enumerate(found)):
-        warnings.warn(f"{text} repeats a value, which counts once; x separates axes (2x2x1)", stacklevel=2)
-        found = [alternative for place, alternative in enumerate(found) if alternative not in found[:place]]
     if not found:
         raise VariationError(f"expected name=value,value such as kernel.gamma=0.25,0.5, got {text!r}")
-    return found
+    distinct = [alternative for place, alternative in enumerate(found) if alternative not in found[:place]]
+    if len(distinct) < len(found):
+        warnings.warn(f"{text} repeats a value, which counts once; x separates axes (2x2x1)", stacklevel=2)
+    return distinct
 
 
 def parse_assignments(text: str) -> list[Assignment]:
@@ -177,17 +177,13 @@ def _set_field(content: dict[str, Any], name: str, value: Any) -> None:
     place[last] = value
 
 
-def _field_names(content: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Return the names of all fields that can be varied."""
-    return [
-        found
-        for name, value in content.items()
-        if name not in ("name", "type")
-        for found in [
-            f"{prefix}{name}",
-            *(_field_names(value, f"{prefix}{name}.") if isinstance(value, Mapping) else ()),
-        ]
-    ]
+def _field_names(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield the names of all fields that can be varied."""
+    for name, value in content.items():
+        if name not in ("name", "type"):
+            yield f"{prefix}{name}"
+            if isinstance(value, Mapping):
+                yield from _field_names(value, f"{prefix}{name}.")
 
 
 def _parse_axis(axis: str, text: str) -> dict[str, Any]:

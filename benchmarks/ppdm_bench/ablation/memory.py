@@ -10,6 +10,7 @@ from ppdm_bench.devices import measuring_device
 from ppdm_bench.environment import environment
 from ppdm_bench.memory.command import MemoryPlan, carry_out
 from ppdm_bench.records import Record, RecordFile, config_id
+from ppdm_bench.units import shape_text
 
 PHASES = ("train", "sample")
 
@@ -39,7 +40,7 @@ def record_peaks(
         plan = MemoryPlan([cell.configuration(shape, batch_size)], [phase], where, target)
         made = _reusable(plan, known)
         if {record.kind for record in made} != kinds:
-            show_progress(f"memory of {cell.label}, {phase}, {'×'.join(map(str, shape))}")
+            show_progress(f"memory of {cell.label}, {phase}, {shape_text(shape)}")
             made = [_as_cell_record(cell, base, record) for found in carry_out(plan) for record in found]
             file.append(made)
         yield made

@@ -10,7 +10,7 @@ from ppdm.pixel_puzzle import Factor
 from ppdm.training.schedule import Schedule
 from ppdm_bench.ablation.cells import Cell
 from ppdm_bench.ablation.memory import PHASES
-from ppdm_bench.ablation.step_time import StepTimes
+from ppdm_bench.ablation.step_time import StepTimes, steps_within
 from ppdm_bench.commands.pair_sources import Shape, Subjects
 from ppdm_bench.evaluation.comparison import RunSampling
 from ppdm_bench.evaluation.trials import Trial
@@ -133,23 +133,20 @@ def memory_seconds(plan: Ablation) -> list[float]:
     return [_PREDICTION] * (len(PHASES) * len(plan.present) * len(plan.shapes))
 
 
-def equal_time(plan: Ablation, step_times: Mapping[str, Record]) -> float:
-    """Return the duration of every training at equal time, in seconds."""
-    steps = plan.schedule.steps
-    assert steps is not None
-    return 60 * plan.minutes if plan.minutes is not None else steps * _seconds_per_step(step_times[plan.cells[0].label])
-
-
 def _budgets(plan: Ablation, cell: Cell, step_times: Mapping[str, Record]) -> dict[int, dict[str, float]]:
     """Return the numbers of steps for which a cell is trained, each with the budgets that it fulfils."""
     steps = plan.schedule.steps
     assert steps is not None
     found: dict[int, dict[str, float]] = {steps: {"steps": steps}}
-    known = step_times[plan.cells[0].label].value is not None
-    if plan.minutes is not None or (cell.timed and known):
-        seconds = equal_time(plan, step_times)
-        fitting = max(1, round(seconds / _seconds_per_step(step_times[cell.label])))
-        found.setdefault(fitting, {})["time"] = seconds
+    of_base = step_times[plan.cells[0].label].value
+    if plan.minutes is not None:
+        seconds = 60 * plan.minutes
+    elif cell.timed and of_base is not None:
+        seconds = steps * float(of_base)
+    else:
+        return found
+    fitting = steps_within(seconds, _seconds_per_step(step_times[cell.label]), cell.method)
+    found.setdefault(fitting, {})["time"] = seconds
     return found
 
 

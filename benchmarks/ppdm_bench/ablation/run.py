@@ -122,7 +122,7 @@ def _score(
 ) -> tuple[EvaluationPlan, list[Record]]:
     measuring = MetricOptions(grids=plan.grids)
     subjects = work.trial.subjects
-    found = compare_runs([run], subjects, plan.split, measuring, plan.sampling, lambda done, total: None)
+    found = compare_runs([run], subjects, plan.split, measuring, plan.sampling)
     seconds: dict[int | None, list[float]] = {}
     candidates = [_as_cell_candidate(plan, work, one, seconds) for one in found.candidates if not one.untouched]
     assessment = replace(found, candidates=candidates, command="ablate")

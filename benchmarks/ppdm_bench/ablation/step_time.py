@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ppdm import Method
 from ppdm.training.trainer import Training
 from ppdm_bench.ablation.cells import Cell
 from ppdm_bench.configuration import Shape
@@ -151,6 +152,11 @@ class StepTimes:
             device=device,
         )
         return self._labelled(cell, record)
+
+
+def steps_within(seconds: float, step_seconds: float, method: Method) -> int:
+    """Return how many steps a time allows; every training stage of a method has at least one."""
+    return max(len(method.stages), round(seconds / step_seconds))
 
 
 def _known_records(file: RecordFile, device: str, of_any_machine: bool) -> dict[str, Record]:

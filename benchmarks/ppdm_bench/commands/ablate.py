@@ -1,7 +1,7 @@
 """``ppdm-bench ablate``: configurations around a method, each with its memory, speed and quality."""
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from itertools import chain
 from pathlib import Path
@@ -19,6 +19,7 @@ from ppdm_bench.commands.values import (
     one_of,
     or_usage_error,
     read_evaluations,
+    read_if_given,
     read_names,
     read_option,
     whole_number,
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
     from ppdm import Method
     from ppdm_bench.ablation.plan import Ablation, CellTraining
-    from ppdm_bench.ablation.run import CellResult
     from ppdm_bench.commands.pair_sources import Subjects
     from ppdm_bench.evaluation.scoring import EvaluationPlan
     from ppdm_bench.records import Record
@@ -66,14 +66,7 @@ def ablate(
             "Default: none."
         ),
     ] = None,
-    base: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            help="Change the method that all configurations vary, such as network.multipliers=[1,2,2]; repeatable. "
-            "Default: no change.",
-        ),
-    ] = None,
+    start: options.Start = None,
     method: options.MethodName = "ppdm",
     task: options.Tasks = None,
     manifest: options.Manifests = None,
@@ -132,7 +125,7 @@ def ablate(
     kind = "quick" if quick else profile
     grids = read_option("--configurations", comma_separated(one_of("one", "full", "space", "none")), configurations)
     jobs = requested_jobs(launcher, launcher_option)
-    sizes = read_option("--memory-res", comma_separated(whole_number()), memory_res) if memory_res else []
+    sizes = read_if_given("--memory-res", comma_separated(whole_number()), memory_res) or []
 
     with redirect_stdout(sys.stderr):
         from ppdm.training.loop import Interrupted
@@ -151,13 +144,13 @@ def ablate(
         default = QUICK if small else FULL
         sets = requested_sets(task, manifest, resample, default, subjects=subjects, size=size, grid=grid)
         batch = batch_size or _batch_size(sets)
-        start = or_usage_error(_base_method, method, default, base or [], width)
-        start = or_usage_error(_with_sources, start, sets)
+        base = or_usage_error(_base_method, method, default, start or [], width)
+        base = or_usage_error(_with_sources, base, sets)
         read = comma_separated(read_evaluations)
         evaluations = default["evaluations"] if evaluations is None else evaluations
         plan = Ablation(
-            base=start,
-            cells=or_usage_error(plan_cells, start, [one for one in grids if one != "none"], vary or []),
+            base=base,
+            cells=or_usage_error(plan_cells, base, [one for one in grids if one != "none"], vary or []),
             sets=sets,
             schedule=or_usage_error(Schedule, steps or default["steps"], None, batch),
             seeds=read_option(
@@ -194,7 +187,7 @@ def _base_method(name: str, default: Mapping[str, Any], changes: Sequence[str], 
     return method
 
 
-def _with_sources(start: "Method", sets: "Sequence[Subjects]") -> "Method":
+def _with_sources(base: "Method", sets: "Sequence[Subjects]") -> "Method":
     """Return the method with the sources of all sets; their number changes the time of a step and the memory."""
     from ppdm.training.on_manifest import with_sources_of
 
@@ -203,7 +196,7 @@ def _with_sources(start: "Method", sets: "Sequence[Subjects]") -> "Method":
         raise ValueError(
             f"{first[1]} and {others[0][1]} have different sources; run one ablation for each, with its own --out"
         )
-    return with_sources_of(start, first[0])
+    return with_sources_of(base, first[0])
 
 
 def _batch_size(sets: "Sequence[Subjects]") -> int:
@@ -219,6 +212,7 @@ def _carry_out(
 ) -> tuple[list["Record"], list[str], list[Path]]:
     """Measure, train and score; return all requested records, the failures, and the files of picture data."""
     from ppdm_bench.ablation import run
+    from ppdm_bench.ablation.jobs import train_in_jobs_and_score
     from ppdm_bench.ablation.plan import memory_seconds, plan_trainings
     from ppdm_bench.evaluation.trials import check_resumable
 
@@ -233,9 +227,11 @@ def _carry_out(
         records = [*step_times.values(), *run.record_left_out(plan, step_times, out)]
         faults: list[str] = []
         scored: list[EvaluationPlan] = []
-        for done in chain(
-            run.record_memory(plan, out, whole.show), _train_and_score(plan, wanted, out, whole, device, jobs)
-        ):
+        if jobs is None:
+            trained = run.train_and_score(plan, wanted, out, whole.show)
+        else:
+            trained = train_in_jobs_and_score(plan, wanted, out, device, jobs, whole.show, whole.ended)
+        for done in chain(run.record_memory(plan, out, whole.show), trained):
             records += done.records
             faults += [done.fault] if done.fault else []
             if done.note:
@@ -262,22 +258,6 @@ def _step_times(
         return plan.step_times.by_label(found)
     finally:
         bar.remove_task(shown)
-
-
-def _train_and_score(
-    plan: "Ablation",
-    wanted: Sequence["CellTraining"],
-    out: Path,
-    whole: OverallProgress,
-    device: str,
-    jobs: dict[str, Any] | None,
-) -> Iterator["CellResult"]:
-    from ppdm_bench.ablation import run
-    from ppdm_bench.ablation.jobs import train_in_jobs_and_score
-
-    if jobs is None:
-        return run.train_and_score(plan, wanted, out, whole.show)
-    return train_in_jobs_and_score(plan, wanted, out, device, jobs, whole.show, whole.ended)
 
 
 def _introduce(plan: "Ablation", quick: bool) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ppdm_bench.commands.figures import RESULTS, RecordPaths
-from ppdm_bench.commands.terminal import ensure_writable
+from ppdm_bench.commands.terminal import ensure_writable, report_outcome
 
 if TYPE_CHECKING:
     from ppdm_bench.records import Record, RecordFile
@@ -33,7 +33,6 @@ def claims(
     _record_reversibility(file)
     within = any(path.is_dir() and file.path.resolve().is_relative_to(path.resolve()) for path in paths)
     decided, written = present(read_library(paths if within else [*paths, file.path]), out)
-    written = [file.path, *written]
     if json:
         table = effects_table(decided)
         keys = [heading.key for heading in table.headings]
@@ -41,7 +40,7 @@ def claims(
         print(dumps(rows, indent=1))
     else:
         print(to_claims_text(decided))
-    print("written: " + ", ".join(map(str, written)), file=sys.stderr if json else sys.stdout)
+    report_outcome([file.path, *written], [], sys.stderr if json else sys.stdout)
 
 
 def present(library: "Library", out: Path) -> "tuple[Verdicts, list[Path]]":

@@ -54,12 +54,9 @@ def compare(
             "options, task and metric, evaluations by method and subject"
         )
         raise typer.Exit(NOTHING_COMPARED)
-    raise typer.Exit(int(any(_is_regression(change.verdict, change.share, share) for change in found)))
-
-
-def _is_regression(verdict: str, change: float | None, threshold: float) -> bool:
-    """Whether a change fails the comparison; an exact value may be worse by less than the threshold."""
-    return verdict == "worse" and (change is None or abs(change) > threshold)
+    # An exact value may be worse by less than the threshold, which does not fail the comparison.
+    worse = any(one.verdict == "worse" and (one.share is None or abs(one.share) > share) for one in found)
+    raise typer.Exit(int(worse))
 
 
 def _read_share(text: str) -> float:

@@ -14,11 +14,12 @@ from ppdm_bench.commands.values import (
     integer_option,
     or_usage_error,
     read_dose,
-    read_option,
+    read_if_given,
     read_shape,
     read_spacing,
     whole_number,
 )
+from ppdm_bench.units import shape_text
 
 if TYPE_CHECKING:
     from ppdm.data.manifest import Pair
@@ -91,9 +92,9 @@ def make(
     jobs: Annotated[int | None, integer_option("Processes; default: all cores.")] = None,
 ) -> None:
     """Make synthetic subjects of a task: NIfTI pairs and their manifest."""
-    doses = read_option("--dose", comma_separated(read_dose), dose) if dose is not None else None
-    voxels = read_option("--shape", read_shape, shape) if shape is not None else None
-    edges = read_option("--spacing", read_spacing, spacing) if spacing is not None else None
+    doses = read_if_given("--dose", comma_separated(read_dose), dose)
+    voxels = read_if_given("--shape", read_shape, shape)
+    edges = read_if_given("--spacing", read_spacing, spacing)
 
     from ppdm.data.manifest import write_manifest
     from ppdm.simulation.generation import make_set
@@ -108,7 +109,7 @@ def make(
     write_manifest(out / MANIFEST, pairs)
     print(
         f"{subjects} subjects ({_split_counts(pairs)}) of "
-        f"{'×'.join(map(str, recipe.grid.shape))} voxels of {'×'.join(f'{mm:g}' for mm in recipe.grid.spacing)} mm\n"
+        f"{shape_text(recipe.grid.shape)} voxels of {'×'.join(f'{mm:g}' for mm in recipe.grid.spacing)} mm\n"
         f"written: {out / MANIFEST}, {len(pairs)} pairs"
     )
 
@@ -165,7 +166,7 @@ def manifest(
     seed: Annotated[int, integer_option("Random seed of sampled splits.", 0)] = 0,
 ) -> None:
     """Write the manifest of a folder of scans: NIfTI, MetaImage or NRRD files, and folders with a DICOM series."""
-    kinds = read_option("--source", comma_separated(str), source) if source is not None else None
+    kinds = read_if_given("--source", comma_separated(str), source)
 
     from ppdm.data.layouts import pairs_from_folder
     from ppdm.data.manifest import write_manifest
@@ -274,10 +275,12 @@ def _chosen_pair(pairs: "list[Pair]", subject: str | None) -> "Pair":
     for pair in pairs:
         if subject in (None, pair.subject):
             return pair
-    known = ", ".join(dict.fromkeys(pair.subject for pair in pairs[:5]))
-    raise typer.BadParameter(f"the manifest has no subject {subject!r}; it has {known}, ...", param_hint="'--subject'")
+    known = list(dict.fromkeys(pair.subject for pair in pairs))
+    there = ", ".join([*known[:5], *["..."] * (len(known) > 5)])
+    raise typer.BadParameter(f"the manifest has no subject {subject!r}; it has {there}", param_hint="'--subject'")
 
 
 def _split_counts(pairs: "list[Pair]") -> str:
-    names = ("train", "val", "test")
-    return ", ".join(f"{len({pair.subject for pair in pairs if pair.split == name})} {name}" for name in names)
+    from ppdm.data.manifest import SPLITS
+
+    return ", ".join(f"{len({pair.subject for pair in pairs if pair.split == name})} {name}" for name in SPLITS)

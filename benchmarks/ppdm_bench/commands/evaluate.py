@@ -15,8 +15,8 @@ from ppdm_bench.commands.values import (
     number_option,
     or_usage_error,
     read_factor,
+    read_if_given,
     read_names,
-    read_option,
     whole_number,
 )
 
@@ -100,12 +100,8 @@ def evaluate(
 ) -> None:
     """Score translations: metrics of each subject, paired differences, pictures of the best and worst subjects."""
     look = {"metrics": read_names("--metrics", metrics), "columns": read_names("--columns", columns)}
-    counts = (
-        read_option("--evaluations", comma_separated(whole_number()), evaluations)
-        if evaluations is not None
-        else [None]
-    )
-    grids = read_option("--factor", comma_separated(read_factor), factor) if factor is not None else None
+    counts = read_if_given("--evaluations", comma_separated(whole_number()), evaluations)
+    grids = read_if_given("--factor", comma_separated(read_factor), factor)
     phantoms: dict[str, Any] = {"subjects": subjects, "size": size, "grid": grid, "data_seed": data_seed}
     beside = {"source": sources, "mask": masks, "labels": labels}
     folders = {"targets": targets, "sources": sources, "masks": masks, "labels": labels, "suv_factor": suv_factor}
@@ -132,7 +128,7 @@ def evaluate(
         shown, earlier = bar.add_task("reading", total=None), earlier_records(out)
         if targets is None:
             source = requested_subjects(manifest, task, resample, source_intensity, target_intensity, **phantoms)
-            sampling = RunSampling(training_device(device), counts, precision, seed, samples)
+            sampling = RunSampling(training_device(device), counts or [None], precision, seed, samples)
             plan = compare_runs(
                 runs or [],
                 source,

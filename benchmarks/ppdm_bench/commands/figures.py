@@ -32,8 +32,7 @@ def figures(
     html: Annotated[bool, typer.Option("--html", help="Also write report.html, one page with everything.")] = False,
 ) -> None:
     """Draw every figure of a paper from records, with its table and caption, and report missing records."""
-    widths = read_option("--column", comma_separated(one_of("single", "double")), column)
-    columns = cast("list[Column]", widths)
+    columns = cast("list[Column]", read_option("--column", comma_separated(one_of("single", "double")), column))
 
     from ppdm_bench.report.atomic_io import replace_file
     from ppdm_bench.report.library import read_library, reporting_altered_records

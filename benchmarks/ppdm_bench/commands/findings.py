@@ -3,6 +3,7 @@
 from typing import Any
 
 from ppdm.data.checking import Findings, Report
+from ppdm_bench.units import shape_text
 
 
 def findings_text(findings: Findings) -> str:
@@ -40,7 +41,7 @@ def findings_rows(findings: Findings) -> list[dict[str, Any]]:
 def _line(report: Report) -> str:
     words = ["ok   " if report.sound else "FAULT", report.subject, f"({report.split})"]
     if report.shape and report.spacing:
-        words += ["×".join(map(str, report.shape)), f"{'×'.join(f'{mm:.3g}' for mm in report.spacing)} mm"]
+        words += [shape_text(report.shape), f"{'×'.join(f'{mm:.3g}' for mm in report.spacing)} mm"]
     words += [f"{name} {scan.low:.4g} to {scan.high:.4g}" for name, scan in report.scans.items() if scan]
     return "  ".join(words)
 

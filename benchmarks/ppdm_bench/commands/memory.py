@@ -15,6 +15,7 @@ from ppdm_bench.commands.values import (
     one_of,
     or_usage_error,
     read_budget,
+    read_if_given,
     read_names,
     read_option,
     seconds_option,
@@ -25,20 +26,8 @@ if TYPE_CHECKING:
     from ppdm_bench.records import Record
 
 
-MeasuringDevice = Annotated[
-    Literal["auto", "cuda", "cpu", "predict"],
-    typer.Option(help="Device; auto: measure if there is a GPU, else predict."),
-]
-
-
 def memory(
-    res: Annotated[
-        str | None,
-        typer.Option(
-            metavar="N",
-            help="Edge of cubic volumes in voxels, such as 256 or 64,128,256. Give this, --shape or --like.",
-        ),
-    ] = None,
+    res: options.Res = None,
     shape: options.Shape = None,
     like: options.Like = None,
     method: options.Methods = None,
@@ -54,7 +43,10 @@ def memory(
     preset: options.Preset = "matched",
     vary: options.Variations = None,
     start: options.Start = None,
-    device: MeasuringDevice = "auto",
+    device: Annotated[
+        Literal["auto", "cuda", "cpu", "predict"],
+        typer.Option(help="Device; auto: measure if there is a GPU, else predict."),
+    ] = "auto",
     budget: Annotated[
         str | None,
         typer.Option(
@@ -95,7 +87,7 @@ def memory(
     """Predict the peak memory of every method; with a GPU, measure it too."""
     chosen = read_names("--columns", columns)
     phases = read_option("--phase", comma_separated(one_of(*PHASES)), phase)
-    capacity = read_option("--budget", read_budget, budget) if budget is not None else None
+    capacity = read_if_given("--budget", read_budget, budget)
     sizes, spacing = requested_sizes(res, shape, like)
     settings = requested_settings(preset, factor, precision, checkpointing, width, batch_size, sources)
     jobs = requested_jobs(launcher, launcher_option)

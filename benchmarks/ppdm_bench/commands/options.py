@@ -29,6 +29,12 @@ Checkpointing = Annotated[
         autocompletion=completion(*CHECKPOINTING),
     ),
 ]
+Res = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N", help="Edge of cubic volumes in voxels, such as 256 or 64,128,256. Give this, --shape or --like."
+    ),
+]
 Shape = Annotated[
     str | None,
     typer.Option(metavar="DxHxW", help="Volume size in voxels, such as 160x192x160. Give this, --res or --like."),
@@ -103,7 +109,9 @@ Columns = Annotated[
 ]
 Metrics = Annotated[
     str | None,
-    typer.Option(metavar="NAME,NAME", help="Metrics of the tables for people, such as psnr,ssim; default: all."),
+    typer.Option(
+        metavar="NAME,NAME", help="Metrics of text, Markdown and LaTeX tables, such as psnr,ssim; default: all."
+    ),
 ]
 Results = Annotated[Path, typer.Option(help="Folder for records, tables and figures.")]
 Runs = Annotated[Path, typer.Option(help="Folder for runs, records, tables and figures.")]

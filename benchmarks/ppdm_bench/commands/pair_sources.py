@@ -104,7 +104,7 @@ class ManifestSubjects:
         return [(pair.split, read_geometry(pair.source)) for pair in self._rows]
 
     def check(self) -> None:
-        """Check the headers of all files: each pair must be on one grid, and all pairs must be PET, or none.
+        """Check the headers of all files: each pair must be on one grid, and either all pairs or none must be PET.
 
         Raises:
             ManifestError: the manifest is invalid, or only some pairs have an SUV factor.
@@ -221,7 +221,7 @@ def check_sets(sets: Sequence[Subjects], split: str, batch_size: int) -> None:
     """
     for one in sets:
         one.check()
-        counts = {name: len(one.shapes(name)) for name in SPLITS}
+        counts = pair_counts(one)
         require_pairs(one, counts, "train", "mark some rows with it")
         require_pairs(one, counts, split, "choose another --split")
         if small := [shape for shape in one.shapes(split) if min(shape) < SSIM_WINDOW]:
@@ -238,9 +238,9 @@ def check_sets(sets: Sequence[Subjects], split: str, batch_size: int) -> None:
 
 
 def check_contents(sets: Sequence[Subjects], splits: Sequence[str], folders: Sequence[Path]) -> None:
-    """Check the voxels of all pairs to train on and to score, except of sets that have scores in one of the folders.
+    """Check the voxels of all pairs to train on and to score, except those of sets with scores in one of the folders.
 
-    This comes before the training, because a file that is mended later makes it a training on other data.
+    The check comes before the training: if a file were repaired later, a resumed training would have other data.
 
     Args:
         sets: as for :func:`check_sets`.
@@ -259,6 +259,11 @@ def check_contents(sets: Sequence[Subjects], splits: Sequence[str], folders: Seq
                 one.check_contents(
                     ("train", *splits), lambda done, total: bar.update(shown, completed=done, total=total)
                 )
+
+
+def pair_counts(source: Subjects) -> dict[str, int]:
+    """Return the number of pairs in every split."""
+    return {name: len(source.shapes(name)) for name in SPLITS}
 
 
 def require_pairs(source: Subjects, counts: Mapping[str, int], split: str, remedy: str) -> None:

@@ -9,7 +9,7 @@ import typer
 
 from ppdm_bench.commands import options
 from ppdm_bench.commands.requested import requested_configurations, requested_sizes
-from ppdm_bench.commands.terminal import ensure_writable, notify, report_outcome
+from ppdm_bench.commands.terminal import ensure_writable, notify, report_results
 from ppdm_bench.commands.values import (
     comma_separated,
     integer_option,
@@ -17,6 +17,7 @@ from ppdm_bench.commands.values import (
     or_usage_error,
     read_budget,
     read_factor,
+    read_if_given,
     read_names,
     read_option,
 )
@@ -60,16 +61,13 @@ def plan(
 ) -> None:
     """Find what fits a card: the methods that fit at a size, and the largest volume and batch that fit."""
     chosen = read_names("--columns", columns)
-    capacity = read_option("--budget", read_budget, budget) if budget is not None else None
-    purposes = (
-        read_option("--phase", comma_separated(one_of("train", "sample")), purpose) if purpose is not None else None
-    )
-    factors = read_option("--factor", comma_separated(read_factor), factor) if factor is not None else []
+    capacity = read_if_given("--budget", read_budget, budget)
+    purposes = read_if_given("--phase", comma_separated(one_of("train", "sample")), purpose)
+    factors = read_if_given("--factor", comma_separated(read_factor), factor) or []
     (size,), spacing = requested_sizes(None if res is None else str(res), shape, like)
     with redirect_stdout(sys.stderr):
         from ppdm_bench.devices import emulation_warning, predicted_sheet
         from ppdm_bench.planning.planning_output import CapacityPlan, PlanInterrupted, collect, failures, present
-        from ppdm_bench.records import to_json_array
 
         settings = {
             "presets": read_option("--preset", comma_separated(str), preset),
@@ -92,15 +90,10 @@ def plan(
         except PlanInterrupted as stopped:
             records, interrupted = stopped.records, True
         text, written = present(records, folder, chosen) if records else ("no question was answered", [])
-    print(to_json_array(records) if json else text)
-    failed = failures(records)
-    if written:
-        report_outcome(written, failed, sys.stderr if json else sys.stdout)
+    code = report_results(text, records, written, failures(records), json)
     if interrupted:
         raise KeyboardInterrupt
-    for failure in failed if not written else ():
-        notify(failure)
-    raise typer.Exit(1 if failed else 0)
+    raise typer.Exit(code)
 
 
 def _card(capacity: int | None, gpu: str | None) -> "Target":

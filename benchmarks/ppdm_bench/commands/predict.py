@@ -2,14 +2,15 @@
 
 import sys
 from contextlib import nullcontext, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from ppdm_bench.commands import options
-from ppdm_bench.commands.terminal import locked_folder, progress, report_outcome
-from ppdm_bench.commands.values import integer_option, or_usage_error, read_budget, read_option, seconds_option
+from ppdm_bench.commands.terminal import locked_folder, progress, report_results
+from ppdm_bench.commands.values import integer_option, or_usage_error, read_budget, read_if_given, seconds_option
 
 
 def predict(
@@ -42,7 +43,7 @@ def predict(
 
     The script runs unmodified in a child process, on tensors without data, for a few optimizer steps.
     """
-    size = read_option("--capacity", read_budget, capacity) if capacity is not None else None
+    size = read_if_given("--capacity", read_budget, capacity)
     if device == "cpu" and (gpu or torch):
         raise typer.BadParameter("--gpu and --torch are for CUDA; leave out --device cpu")
     from ppdm_bench.predictor.script.invocation import read_command
@@ -50,13 +51,10 @@ def predict(
     words = command or []
     or_usage_error(read_command, words)
     with redirect_stdout(sys.stderr):
-        from dataclasses import replace
-
         from ppdm_bench.devices import card_of
         from ppdm_bench.isolation.sweep import RECORDS, Ledger
         from ppdm_bench.memory.script import program, records_of, save, text_of
         from ppdm_bench.predictor.script.prediction import predict_script
-        from ppdm_bench.records import to_json_array
 
         card = or_usage_error(card_of, gpu, size)
         target = or_usage_error(replace, card, torch=torch) if device == "cuda" else None
@@ -69,6 +67,4 @@ def predict(
             if folder is not None:
                 Ledger(folder).keep(records)
                 written = [folder / RECORDS, *save(prediction, folder)]
-    print(to_json_array(records) if json else text_of(prediction))
-    if written:
-        report_outcome(written, [], sys.stderr if json else sys.stdout)
+    report_results(text_of(prediction), records, written, [], json)

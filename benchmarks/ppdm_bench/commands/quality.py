@@ -19,6 +19,7 @@ from ppdm_bench.commands.terminal import (
     locked_folder,
     notify,
     progress,
+    report_outcome,
     under_torchrun,
 )
 from ppdm_bench.commands.values import (
@@ -127,7 +128,7 @@ def quality(
         from ppdm.training.loop import Interrupted
         from ppdm.training.schedule import Schedule
         from ppdm_baselines import METHODS, REFERENCE
-        from ppdm_bench.commands.pair_sources import check_contents, check_sets, require_pairs
+        from ppdm_bench.commands.pair_sources import check_contents, check_sets, pair_counts, require_pairs
         from ppdm_bench.configuration import find_method
         from ppdm_bench.devices import training_device
         from ppdm_bench.evaluation.comparison import SAMPLES_NEED_NOISE, RunSampling
@@ -147,7 +148,7 @@ def quality(
         check_sets(sets, split, batch_size)
         validated = [] if curve is None else [CURVE_SPLIT]
         for one, name in product(sets, validated):
-            require_pairs(one, {name: len(one.shapes(name))}, name, "mark some rows with it, or leave --curve out")
+            require_pairs(one, pair_counts(one), name, "mark some rows with it, or leave --curve out")
         if paces is not None:
             plan = _with_steps_for_minutes(plan, paces, training_device(device), curve or 1)
         plan = [replace(trial, parts=curve or 0) for trial in plan]
@@ -297,7 +298,7 @@ def _evaluate(
         return None
     folder = out / subjects.task
     earlier = earlier_records(folder)
-    arguments = ([one.run for one in own], subjects, split, MetricOptions(), sampling, lambda done, total: None)
+    arguments = ([one.run for one in own], subjects, split, MetricOptions(), sampling)
     plan = with_budgets(compare_runs(*arguments, known=known, earlier=earlier), own)
     against = reference_label(plan.candidates, reference, earlier)
     records = collect(plan, folder, lambda text, done, total: whole.show(f"{subjects.task}, {text}", done / total))
@@ -322,7 +323,7 @@ def _report(results: Sequence[_Result], outcomes: Sequence["Outcome"], json: boo
     for result in results:
         if not json:
             print(result.text)
-        print("written: " + ", ".join(map(str, result.written)), file=sys.stderr if json else sys.stdout)
+        report_outcome(result.written, [], sys.stderr if json else sys.stdout)
     faults = [outcome.fault for outcome in outcomes if outcome.fault]
     faults += [failure for result in results for failure in result.failures]
     for sentence in (*(outcome.note for outcome in outcomes if outcome.note), *faults):

@@ -47,7 +47,7 @@ def requested_sizes(
 
 
 def requested_settings(
-    preset: str, factor: str, precision: str, checkpointing: str, width: int | None, batch_size: int, sources: int = 1
+    preset: str, factor: str, precision: str, checkpointing: str, width: int | None, batch_size: int, sources: int
 ) -> dict[str, Any]:
     """Read the options that select configurations, as arguments of :func:`ppdm_bench.configuration.configurations`.
 

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ppdm import puzzle, unpuzzle
 from ppdm.pixel_puzzle import crop, pad_to_multiple
+from ppdm.representation import Puzzle
 from ppdm_bench.environment import environment
 from ppdm_bench.records import Record, config_id
 
@@ -39,7 +40,7 @@ def _record(shape: tuple[int, int, int], factor: int | tuple[int, int, int], dty
     return Record(
         config_id=config_id(options),
         command="claims",
-        variant=f"r={'x'.join(map(str, factor)) if isinstance(factor, tuple) else factor}",
+        variant=Puzzle(factor).label,
         shape=shape,
         precision=name,
         metric=METRIC,

@@ -27,12 +27,7 @@ if TYPE_CHECKING:
 
 
 def speed(
-    res: Annotated[
-        str | None,
-        typer.Option(
-            metavar="N", help="Edge of cubic volumes in voxels, such as 128 or 64,128. Give this, --shape or --like."
-        ),
-    ] = None,
+    res: options.Res = None,
     shape: options.Shape = None,
     like: options.Like = None,
     method: options.Methods = None,
@@ -69,8 +64,8 @@ def speed(
     """Time training steps and volumes. Run the same command again to add what is missing."""
     chosen = read_names("--columns", columns)
     phases = read_option("--phase", comma_separated(one_of("train", "sample")), phase)
-    wanted_evaluations = evaluations or ("1,4" if quick else "1,4,10,own")
-    counts = read_option("--evaluations", comma_separated(read_evaluations), wanted_evaluations)
+    evaluations = ("1,4" if quick else "1,4,10,own") if evaluations is None else evaluations
+    counts = read_option("--evaluations", comma_separated(read_evaluations), evaluations)
     sizes, spacing = requested_sizes(res, shape, like)
     settings = requested_settings(preset, factor, precision, checkpointing, width, batch_size, sources)
     with redirect_stdout(sys.stderr):  # a user's own method may print

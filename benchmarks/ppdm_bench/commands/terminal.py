@@ -12,6 +12,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from ppdm_bench.units import plural
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -56,8 +58,9 @@ def fail(error: Exception, code: int, trace: bool) -> int:
 
 
 def report_outcome(written: Sequence[Path], failed: Sequence[str], stream: TextIO) -> int:
-    """Report the written files and the failures, and return the exit code."""
-    print("written: " + ", ".join(map(str, written)), file=stream)
+    """Report the written files, if there are any, and the failures; return the exit code."""
+    if written:
+        print("written: " + ", ".join(map(str, written)), file=stream)
     for failure in failed:
         notify(failure)
     return 1 if failed else 0
@@ -107,7 +110,7 @@ def ensure_writable(folder: Path) -> Path:
 
 
 def with_earlier_records(records: "Sequence[Record]", folder: Path) -> "list[Record]":
-    """Return the records that the tables and figures of a folder show: those of earlier runs, then these.
+    """Return the records that the tables and figures of a folder show: first those of earlier runs, then these.
 
     Of two records of one measurement, the later one counts, in the place of the first. If earlier runs add
     configurations, a message reports how many.
@@ -118,8 +121,7 @@ def with_earlier_records(records: "Sequence[Record]", folder: Path) -> "list[Rec
     commands = {record.command for record in records}
     earlier = [record for record in RecordFile(folder / RECORDS).read() if record.command in commands]
     if others := {record.config_id for record in earlier} - {record.config_id for record in records}:
-        several = "s" if len(others) > 1 else ""
-        notify(f"tables and figures also show {len(others)} configuration{several} of earlier runs in {folder}")
+        notify(f"tables and figures also show {plural(len(others), 'configuration')} of earlier runs in {folder}")
     names = ("config_id", "kind", "phase", "metric", "stat", "steps", "device", "gpu")
     latest = {}
     for record in (*earlier, *records):

@@ -15,6 +15,7 @@ from ppdm_bench.commands.values import (
     or_usage_error,
     read_factor,
     read_flip_axes,
+    read_if_given,
     read_interval,
     read_option,
 )
@@ -102,7 +103,7 @@ def train(
     device: options.Device = "auto",
 ) -> None:
     """Train a method on pairs of scans, or on synthetic subjects."""
-    r = read_option("--factor", read_factor, factor) if factor is not None else None
+    r = read_if_given("--factor", read_factor, factor)
     axes = read_option("--augment", read_flip_axes, augment)
     save_steps, save_minutes = read_option("--save-every", read_interval, save_every)
     phantoms: dict[str, Any] = {"subjects": subjects, "size": size, "grid": grid, "data_seed": data_seed}

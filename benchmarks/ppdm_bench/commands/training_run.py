@@ -53,7 +53,7 @@ def train_with_progress(
     """
     with joined() as ranks, progress() as bar, ExitStack() as opened:
         where = training_device(device, ranks)
-        for advice in filter(None, (use_threads(threads, where), advice_on_validation(schedule) * ranks.is_first)):
+        for advice in filter(None, (use_threads(threads, where), advice_on_validation(schedule))):
             notify(advice)
         followers: list[Callable[[StepReport], None]] = [ProgressLines(notify)] if bar.disable else []
         if board is not None and ranks.is_first:
@@ -83,8 +83,8 @@ def train_run(
     schedule: Schedule,
     run: Run,
     device: str,
-    preparing: ProgressCallback = lambda done, total: None,
-    show: Callable[[StepReport], None] = lambda report: None,
+    preparing: ProgressCallback,
+    show: Callable[[StepReport], None],
     *,
     init_from: Path | None = None,
     standalone: bool = False,

@@ -8,7 +8,7 @@ import typer
 from ppdm_bench.commands import options
 from ppdm_bench.commands.requested import input_and_output
 from ppdm_bench.commands.terminal import notify, progress
-from ppdm_bench.commands.values import integer_option, or_usage_error, read_block, read_option
+from ppdm_bench.commands.values import integer_option, or_usage_error, read_block, read_if_given
 
 
 def translate(
@@ -30,7 +30,7 @@ def translate(
             "Default: INPUT.",
         ),
     ] = None,
-    resample: Annotated[bool, typer.Option("--resample", help="Resample sources onto the grid of the first.")] = False,
+    resample: options.Resample = False,
     evaluations: Annotated[int | None, integer_option("Network evaluations per volume; default: the method's.")] = None,
     seed: options.SampleSeed = 0,
     samples: Annotated[
@@ -70,7 +70,7 @@ def translate(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")] = False,
 ) -> None:
     """Translate scans with a trained method. The result has the geometry of the input and the units of the target."""
-    seen = read_option("--block", read_block, block) if block is not None else None
+    seen = read_if_given("--block", read_block, block)
     source, output = input_and_output(places, sources)
 
     from ppdm.checkpoint import load

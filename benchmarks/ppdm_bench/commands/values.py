@@ -29,6 +29,11 @@ def read_option(name: str, read: Callable[[str], T], text: str) -> T:
         raise typer.BadParameter(sentence, param_hint=f"'{name}'") from error
 
 
+def read_if_given(name: str, read: Callable[[str], T], text: str | None) -> T | None:
+    """Read the value of an option as :func:`read_option` does; None if the option was not given."""
+    return None if text is None else read_option(name, read, text)
+
+
 def or_usage_error(call: Callable[..., T], *arguments: Any, **options: Any) -> T:
     """Call a function that checks several options together. Its ``ValueError`` becomes a usage error."""
     try:
@@ -55,7 +60,7 @@ def comma_separated(read: Callable[[str], T]) -> Callable[[str], list[T]]:
 
 def read_names(name: str, text: str | None) -> list[str]:
     """Read an optional list of names, such as ``--columns``; an empty list if the option was not given."""
-    return read_option(name, comma_separated(str), text) if text is not None else []
+    return read_if_given(name, comma_separated(str), text) or []
 
 
 def one_of(*allowed: str) -> Callable[[str], str]:

@@ -4,7 +4,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from ppdm.translation import adapt
 from ppdm_bench.configuration import variant_of
 from ppdm_bench.grouping import grouped
 from ppdm_bench.records import Record
+from ppdm_bench.units import plural
 
 INPUT = "input"
 
@@ -68,7 +69,7 @@ class Candidate:
     @property
     def text(self) -> str:
         """Name for progress bars and titles."""
-        evaluations = "" if self.steps is None else f"{self.steps} evaluation{'s' if self.steps > 1 else ''}"
+        evaluations = "" if self.steps is None else plural(self.steps, "evaluation")
         return ", ".join(filter(None, (self.label, evaluations)))
 
 
@@ -100,11 +101,11 @@ class RunToScore:
     place: Path
     trained: Trained
     weights: str
-    variant: str = ""
+    variant: str
 
 
 def read_runs(
-    runs: Sequence[Path], device: str, known: Sequence[Method] = (), earlier: Sequence[Record] = ()
+    runs: Sequence[Path], device: str, known: Sequence[Method], earlier: Sequence[Record]
 ) -> list[RunToScore]:
     """Load the checkpoints of runs, and name their rows.
 
@@ -122,18 +123,15 @@ def read_runs(
         CheckpointError: a checkpoint cannot be read.
     """
     loaded = [load(run, device=device) for run in runs]
-    found = [RunToScore(run, one, _weights_digest(one.network)) for run, one in zip(runs, loaded, strict=True)]
+    weights = [_weights_digest(one.network) for one in loaded]
     places = [(run.parent if run.is_file() else run).absolute().name for run in runs]
     labels = [(one.method.name, row_name(one.method, one.seed, known)) for one in loaded]
-    weights = {one.weights for one in found}
     taken = {(r.method, r.variant) for r in earlier if r.options.get("weights") not in {None, *weights}}
-    return [
-        replace(one, variant=variant)
-        for one, variant in zip(found, _unique_variants(labels, places, [*taken]), strict=True)
-    ]
+    variants = _unique_variants(labels, places, [*taken])
+    return [RunToScore(*each) for each in zip(runs, loaded, weights, variants, strict=True)]
 
 
-def row_name(method: Method, seed: int, known: Sequence[Method] = ()) -> str:
+def row_name(method: Method, seed: int, known: Sequence[Method]) -> str:
     """Return the variant in the name of a row, see :func:`read_runs`.
 
     Args:
@@ -145,12 +143,12 @@ def row_name(method: Method, seed: int, known: Sequence[Method] = ()) -> str:
 
 
 def run_candidates(
-    run: RunToScore, steps: Sequence[int | None], precision: str | None, seed: int, samples: int | None = None
+    run: RunToScore, steps: Sequence[int | None], precision: str | None, seed: int, samples: int | None
 ) -> list[Candidate]:
     """Return one candidate for each distinct number of network evaluations; None selects the method's own number.
 
-    With ``samples``, a method whose sampling uses noise predicts the mean of so many samples, and its variant says so:
-    `r=2 mean of 8`.
+    With ``samples``, a method whose sampling uses noise predicts the mean of that number of samples, which its variant
+    states: `r=2 mean of 8`.
 
     Raises:
         TranslationError: the method does not support these steps or this precision.
@@ -161,7 +159,7 @@ def run_candidates(
     if samples is None:
         return made
     return [
-        _with_samples(candidate, _Samples(one, samples, seed)) if one.method.is_random else candidate
+        _with_samples(candidate, one, samples, seed) if one.method.is_random else candidate
         for candidate, one in zip(made, adapted, strict=True)
     ]
 
@@ -181,19 +179,19 @@ def read_folders(
         CaseError: a path is not a folder, a folder is empty, or a file has no counterpart.
     """
     wanted = scans_in(targets)
-    others: dict[str, dict[str, Any]] = {
-        role: scans_in(folder) for role, folder in beside.items() if folder is not None
-    }
-    for role, found in others.items():
-        _require_counterparts(beside[role] or targets, found, targets, wanted, both=False)
-    roles: dict[str, dict[str, Any]] = {name: {role: found[name] for role, found in others.items()} for name in wanted}
-    cases = [CaseFiles(name, path, suv_factor=suv_factor, **roles[name]) for name, path in wanted.items()]
+    others: dict[str, dict[str, Any]] = {}
+    for role, folder in beside.items():
+        if folder is not None:
+            others[role] = scans_in(folder)
+            _require_counterparts(folder, others[role], targets, wanted, both=False)
+    cases = [
+        CaseFiles(name, path, suv_factor=suv_factor, **{role: found[name] for role, found in others.items()})
+        for name, path in wanted.items()
+    ]
     made = [scans_in(folder) for folder in predictions]
     for folder, files in zip(predictions, made, strict=True):
         _require_counterparts(folder, files, targets, wanted, both=True)
-    labels = [(folder.absolute().name, "") for folder in predictions]
-    variants = _unique_variants(labels, [folder.absolute().parent.name for folder in predictions])
-    return cases, [_existing_predictions(*each) for each in zip(predictions, variants, made, strict=True)]
+    return cases, _existing_predictions(predictions, made)
 
 
 def read_predictions(
@@ -211,10 +209,7 @@ def read_predictions(
     Raises:
         CaseError: a path is not a folder, or a case has no file.
     """
-    made = [_prediction_files(folder, cases) for folder in folders]
-    labels = [(folder.absolute().name, "") for folder in folders]
-    variants = _unique_variants(labels, [folder.absolute().parent.name for folder in folders], taken)
-    return [_existing_predictions(*each) for each in zip(folders, variants, made, strict=True)]
+    return _existing_predictions(folders, [_prediction_files(folder, cases) for folder in folders], taken)
 
 
 def _prediction_files(folder: Path, cases: Sequence[CaseFiles]) -> dict[str, Path]:
@@ -273,37 +268,32 @@ def _trained_candidate(run: RunToScore, trained: Trained, seed: int) -> Candidat
     )
 
 
-class _Samples:
-    """Mean and standard deviation of several samples. The last case is cached, so that it is sampled once for both."""
-
-    def __init__(self, trained: Trained, samples: int, seed: int) -> None:
-        self.samples = samples
-        self._compute = partial(predict_samples, trained, samples=samples, seed=seed)
-        self._last: tuple[EvaluationCase, tuple[Tensor, Tensor]] | None = None
-
-    def moments(self, case: EvaluationCase) -> tuple[Tensor, Tensor]:
-        """Return the mean and the standard deviation of the samples of a case."""
-        if self._last is None or self._last[0] is not case:
-            self._last = case, self._compute(case)
-        return self._last[1]
-
-
-def _with_samples(candidate: Candidate, several: _Samples) -> Candidate:
+def _with_samples(candidate: Candidate, trained: Trained, samples: int, seed: int) -> Candidate:
+    # The last case is cached, so that one sampling gives its mean and its standard deviation.
+    moments = lru_cache(maxsize=1)(partial(predict_samples, trained, samples=samples, seed=seed))
     return replace(
         candidate,
-        variant=f"{candidate.variant} mean of {several.samples}".strip(),
-        predict=lambda case: several.moments(case)[0],
-        deviation=lambda case: several.moments(case)[1],
-        options={**candidate.options, "samples": several.samples},
+        variant=f"{candidate.variant} mean of {samples}".strip(),
+        predict=lambda case: moments(case)[0],
+        deviation=lambda case: moments(case)[1],
+        options={**candidate.options, "samples": samples},
     )
 
 
-def _existing_predictions(folder: Path, variant: str, files: Mapping[str, Path]) -> Candidate:
-    def read(case: EvaluationCase) -> Tensor:
-        return read_prediction(files[case.name], case)
+def _existing_predictions(
+    folders: Sequence[Path], found: Sequence[Mapping[str, Path]], taken: Sequence[tuple[str, str]] = ()
+) -> list[Candidate]:
+    """Return the candidate of each folder; ``found`` gives its files by case."""
+    labels = [(folder.absolute().name, "") for folder in folders]
+    variants = _unique_variants(labels, [folder.absolute().parent.name for folder in folders], taken)
+    return [
+        Candidate(name, variant, partial(_read_file, files), {"predictions": name}, files=files, origin=folder)
+        for folder, files, (name, _), variant in zip(folders, found, labels, variants, strict=True)
+    ]
 
-    name = folder.absolute().name
-    return Candidate(name, variant, read, {"predictions": name}, files=files, origin=folder)
+
+def _read_file(files: Mapping[str, Path], case: EvaluationCase) -> Tensor:
+    return read_prediction(files[case.name], case)
 
 
 def _weights_digest(network: nn.Module) -> str:

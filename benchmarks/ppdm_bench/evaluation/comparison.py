@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from ppdm import Method
-from ppdm.checkpoint import Trained
 from ppdm.data.normalise import HounsfieldWindow, percentile_range, pooled_range
 from ppdm.data.scaling import PercentileScaling, Scaling, SUVScaling
 from ppdm.data.volume import read_volume
@@ -119,7 +118,7 @@ def compare_runs(
     split: str,
     how: MetricOptions,
     sampling: RunSampling,
-    progress: ProgressCallback,
+    progress: ProgressCallback = lambda done, total: None,
     predictions: Sequence[Path] = (),
     known: Sequence[Method] = (),
     earlier: Sequence[Record] = (),
@@ -150,7 +149,7 @@ def compare_runs(
     methods = [run.trained for run in loaded]
     cases = in_units_of(methods, cases)
     scaling = methods[0].scaling if methods else _scaling(cases)
-    spans = _spans(runs, methods) or {str(source): data_range(scaling)}
+    spans = {str(run.place): data_range(run.trained.scaling) for run in loaded} or {str(source): data_range(scaling)}
     preset, span = how.preset(spans, block_grids(trained.method for trained in methods), cases[0].unit)
     candidates = [input_candidate(scaling)]
     for run in loaded:
@@ -167,7 +166,7 @@ def compare_folders(
     beside: Mapping[str, Path | None],
     suv_factor: float | None,
     how: MetricOptions,
-    intensities: Mapping[str, HounsfieldWindow] | None = None,
+    intensities: Mapping[str, HounsfieldWindow],
 ) -> EvaluationPlan:
     """Plan a comparison of folders of predictions with a folder of targets; given sources are candidates too.
 
@@ -179,7 +178,7 @@ def compare_folders(
         IntensityError, VolumeError: a target has no contrast, or cannot be read.
     """
     cases, candidates = read_folders(predictions, targets, beside, suv_factor)
-    windows: dict[str, Any] = dict(intensities or {})
+    windows: Mapping[str, Any] = intensities
     cases = [replace(case, **windows) for case in cases]
     scaling = _scaling(cases)
     preset, span = how.preset({str(targets): data_range(scaling)}, block_grids([]), cases[0].unit)
@@ -207,10 +206,6 @@ def reference_label(candidates: Sequence[Candidate], reference: str | None, earl
         return reference
     known = ", ".join(dict.fromkeys([*(candidate.label for candidate in candidates), *before]))
     raise ValueError(f"there is no {reference!r} to take differences from; there are {known}")
-
-
-def _spans(runs: Sequence[Path], methods: Sequence[Trained]) -> dict[str, float]:
-    return {str(run): data_range(trained.scaling) for run, trained in zip(runs, methods, strict=True)}
 
 
 def _scaling(cases: Sequence[CaseFiles]) -> Scaling:

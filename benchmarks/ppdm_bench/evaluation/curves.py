@@ -55,7 +55,7 @@ def _plans(outcome: Outcome, steps: Sequence[int], sampling: RunSampling) -> Ite
         return
     for step in (*steps, total):
         model = outcome.run if step == total else kept_model(outcome.run, step)
-        plan = compare_runs([model], trial.subjects, CURVE_SPLIT, MetricOptions(), sampling, lambda done, total: None)
+        plan = compare_runs([model], trial.subjects, CURVE_SPLIT, MetricOptions(), sampling)
         done = {"share": trial.kept_after.get(step, 1.0), "of": total}
         yield replace(
             plan, candidates=[_as_curve_point(one, done, trial.budget) for one in plan.candidates], command="quality"

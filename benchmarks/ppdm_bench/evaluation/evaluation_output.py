@@ -19,6 +19,7 @@ from ppdm_bench.report.paper.learning import show as learning_curves
 from ppdm_bench.report.scores import configuration_of, data_and_convention, is_of_curve
 from ppdm_bench.report.tables.quality import headline, quality_page, quality_table
 from ppdm_bench.report.tables.render import to_csv, to_markdown
+from ppdm_bench.units import plural
 
 
 def collect(plan: EvaluationPlan, folder: Path, progress: Callable[[str, int, int], None]) -> list[Record]:
@@ -67,16 +68,13 @@ def with_earlier_scores(records: Sequence[Record], earlier: Sequence[Record]) ->
         )
 
     shown = {key: group for key, group in groups.items() if is_comparable(group)}
-    for keys, what in (
-        (shown, "also show {} of earlier commands in this folder"),
-        (
-            groups.keys() - shown,
-            "do not show {} of earlier commands in this folder, which have other data or another convention; their "
-            "records stay",
-        ),
-    ):
-        if keys:
-            notify("tables and figures " + what.format(f"{len(keys)} row{'s' * (len(keys) > 1)}"))
+    if shown:
+        notify(f"tables and figures also show {plural(len(shown), 'row')} of earlier commands in this folder")
+    if left := len(groups) - len(shown):
+        notify(
+            f"tables and figures do not show {plural(left, 'row')} of earlier commands in this folder, which have "
+            "other data or another convention; their records stay"
+        )
     latest = {}
     for record in (*earlier, *records):
         if (key := configuration_of(record)) in known or key in shown:
@@ -128,7 +126,7 @@ def tabulate(
         records: records of this run; those of learning curves are left out.
         reference: label of the row from which differences are taken.
         folder: output folder.
-        metrics: metrics of the tables for people; empty: all.
+        metrics: metrics of the printed, Markdown and LaTeX tables; empty: all.
         columns: columns of the printed table; empty: those that fit.
     """
     records = [record for record in records if not is_of_curve(record)]

@@ -44,7 +44,5 @@ def train_in_jobs(
 
 def _train(trial: Trial, out: Path, device: str) -> Outcome:
     """Do the work of one job."""
-    (outcome,) = carry_out_trials(
-        [trial], out, training_device(device), lambda made, total: None, lambda trial, report: None
-    )
+    (outcome,) = carry_out_trials([trial], out, training_device(device))
     return outcome

@@ -24,7 +24,7 @@ def draw_extremes(plan: EvaluationPlan, records: Sequence[Record], folder: Path)
 
     A candidate with several numbers of network evaluations is drawn at the method's own number, else at the largest.
     The error images of the best and the worst scan have one scale, so that they can be compared. If there are more than
-    `MANY` candidates, only the best one is drawn.
+    `MAX_CONFIGURATIONS` candidates, only the best one is drawn.
 
     Args:
         plan: the evaluation that was carried out.
@@ -75,9 +75,8 @@ def _montage(case: EvaluationCase, prediction: np.ndarray, name: str, title: str
         rows = [DisplayedVolume(prediction, name, colours, wanted.limits, case.unit), wanted]
     rows.append(DisplayedVolume(prediction - target, "error", "error", (-reach, reach), case.unit or "a.u."))
     inputs = [_input(source.numpy(), wanted, name, case.source_unit) for name, source in case.inputs.items()]
-    rows = [*inputs, *rows]
     seen = target - wanted.limits[0] if case.mask is None else case.mask.numpy() > 0
-    return draw_montage(rows, case.grid.spacing, title=title, at=centre_of_mass(seen))
+    return draw_montage([*inputs, *rows], case.grid.spacing, title=title, at=centre_of_mass(seen))
 
 
 def _input(source: np.ndarray, target: DisplayedVolume, name: str, unit: str) -> DisplayedVolume:

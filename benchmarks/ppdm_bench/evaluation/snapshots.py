@@ -41,9 +41,9 @@ def save_snapshot(plan: EvaluationPlan, records: Sequence[Record], folder: Path)
     target = case.target.numpy()
     inside = target - np.percentile(target, 0.5) if case.mask is None else case.mask.numpy() > 0
     at = centre_of_mass(inside)
-    views = [View("target", "target", sections(target, at))]
     inputs = case.inputs.items()
-    views = [*(View("input", name, sections(x.numpy(), at), unit=case.source_unit) for name, x in inputs), *views]
+    views = [View("input", name, sections(x.numpy(), at), unit=case.source_unit) for name, x in inputs]
+    views.append(View("target", "target", sections(target, at)))
     for candidate in wanted:
         record = scored[candidate.method, candidate.variant, candidate.steps]
         views.append(_view(candidate, record, plan.predict(candidate, case), case, at))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ppdm.training.on_manifest import with_sources_of
 from ppdm_bench.ablation.cells import Cell
-from ppdm_bench.ablation.step_time import StepTimes
+from ppdm_bench.ablation.step_time import StepTimes, steps_within
 from ppdm_bench.evaluation.trials import Trial
 from ppdm_bench.grouping import grouped
 from ppdm_bench.records import RecordFile
@@ -47,6 +47,5 @@ def with_steps_for_minutes(
 def _in_steps(trial: Trial, step_seconds: float) -> Trial:
     assert trial.schedule.minutes is not None
     seconds = 60 * trial.schedule.minutes
-    least = len(trial.method.stages)
-    schedule = replace(trial.schedule, minutes=None, steps=max(least, round(seconds / step_seconds)))
+    schedule = replace(trial.schedule, minutes=None, steps=steps_within(seconds, step_seconds, trial.method))
     return replace(trial, schedule=schedule, seconds=seconds)

@@ -9,7 +9,7 @@ from ppdm import Method
 from ppdm.training.log import StepReport, last_step, untrained_note
 from ppdm.training.run import LOG, Run
 from ppdm.training.schedule import Schedule, parts
-from ppdm_bench.commands.pair_sources import Subjects
+from ppdm_bench.commands.pair_sources import ProgressCallback, Subjects
 from ppdm_bench.commands.training_run import train_run
 from ppdm_bench.configuration import find_method, with_width
 from ppdm_bench.evaluation.candidates import Candidate
@@ -53,7 +53,7 @@ class Trial:
 
     @property
     def kept_after(self) -> dict[int, float]:
-        """The steps after which the model is kept, and their shares of all steps: only those within the last stage."""
+        """The share of all steps at each step after which the model is kept; only steps of the last stage count."""
         steps, first = self.schedule.steps, parts(self.method)[-1].begin
         if steps is None:
             return {}
@@ -72,7 +72,7 @@ class Outcome:
     """Result of a trial: its run, or the reason why there is none.
 
     Attributes:
-        lost: whether its cluster job was lost, which says nothing about the trial.
+        lost: whether its cluster job was lost, which is no failure of the trial itself.
         note: advice about a finished training; empty if there is none.
     """
 
@@ -130,8 +130,8 @@ def carry_out_trials(
     wanted: Sequence[Trial],
     out: Path,
     device: str,
-    preparing: Callable[[int, int], None],
-    show: Callable[[Trial, StepReport], None],
+    preparing: ProgressCallback = lambda made, total: None,
+    show: Callable[[Trial, StepReport], None] = lambda trial, report: None,
 ) -> Iterator[Outcome]:
     """Train the trials in sequence; a finished trial is not trained again, an interrupted one resumes.
 

@@ -16,6 +16,7 @@ from ppdm.kernel import Gaussian, Linear
 from ppdm.loss import Loss
 from ppdm.representation import Haar, Identity, Puzzle
 from ppdm.training.schedule import Schedule
+from ppdm_baselines import METHODS
 from ppdm_bench.ablation import step_time
 from ppdm_bench.ablation.cells import plan_cells
 from ppdm_bench.ablation.memory import record_peaks
@@ -157,6 +158,12 @@ def test_minutes_set_the_equal_time_of_every_cell():
     found = plan_trainings(plan, paced(plan, r8=0.2))
     steps = {work.trial.schedule.steps for work in found if work.cell.label == "r=8" and "time" in work.budgets}
     assert steps == {150}
+
+
+def test_equal_time_allows_every_stage_of_a_method_one_step():
+    latent = METHODS["latent"]
+    plan = ablation(base=latent, cells=plan_cells(latent, []), minutes=1e-6)
+    assert {work.trial.schedule.steps for work in plan_trainings(plan, paced(plan)) if "time" in work.budgets} == {2}
 
 
 def test_a_cell_that_does_not_fit_into_memory_is_not_trained():

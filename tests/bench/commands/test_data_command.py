@@ -223,7 +223,7 @@ def test_montage_shows_the_chosen_subject(made, tmp_path):
         pictures.append((tmp_path / f"{subject}.png").read_bytes())
     assert pictures[0] != pictures[1]
     sentence = refused(2, "data", "montage", made[0] / "pairs.csv", "--subject", "nobody", "--out", tmp_path / "x")
-    assert "has no subject 'nobody'; it has train-000, test-000" in sentence
+    assert "has no subject 'nobody'; it has train-000, test-000\n" in sentence
 
 
 def test_montage_resamples_on_request(tmp_path):

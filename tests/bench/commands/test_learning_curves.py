@@ -147,5 +147,7 @@ def test_invalid_options_are_refused(words, sentence, place):
 def test_a_missing_split_is_refused_before_the_training(missing, place):
     write_pairs(place, ["train" if split == missing else split for split in SPLITS])
     sentence = refused(1, *CURVE)
-    assert f"has no pair in the split '{missing}'" in sentence
+    counts = {name: SPLITS.count(name) + (2 if name == "train" else 0) for name in ("train", "val", "test")}
+    there = ", ".join(f"{number} in {name}" for name, number in (counts | {missing: 0}).items())
+    assert f"has no pair in the split '{missing}', but {there}" in sentence
     assert not (place / "out").exists()

@@ -3,6 +3,7 @@ import string
 
 import pytest
 import typer
+from commands import refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -127,3 +128,9 @@ def test_a_dose_factor_is_read(factor):
 def test_an_invalid_dose_factor_is_refused(text):
     with pytest.raises(ValueError, match="expected a dose factor"):
         read_dose(text)
+
+
+@pytest.mark.parametrize("words", [("speed", "--res", 8, "--evaluations", ""), ("ablate", "--memory-res", "")])
+def test_an_empty_list_is_refused(words, tmp_path):
+    assert "expected values separated by commas, got ''" in refused(2, *words, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -1,13 +1,14 @@
 """The progress bar of a whole command with its estimate of the remaining time, and the lock of the output folder."""
 
 import io
+import sys
 
 import pytest
 from rich.console import Console
 from rich.progress import Progress
 
 from ppdm_bench.commands import terminal
-from ppdm_bench.commands.terminal import LOCK, OverallProgress, locked_folder, progress
+from ppdm_bench.commands.terminal import LOCK, OverallProgress, locked_folder, progress, report_outcome
 
 
 @pytest.fixture
@@ -86,3 +87,8 @@ def test_a_folder_is_locked_inside_the_block_and_released_after_it(tmp_path, cap
         FileLock(folder / LOCK).acquire(timeout=0)
     FileLock(folder / LOCK).acquire(timeout=0)
     assert capsys.readouterr().err == ""
+
+
+def test_an_outcome_without_files_names_none(capsys):
+    assert report_outcome([], ["no job succeeded"], sys.stdout) == 1
+    assert capsys.readouterr() == ("", "ppdm-bench: no job succeeded\n")
