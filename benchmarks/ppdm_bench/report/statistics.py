@@ -60,18 +60,15 @@ def summary(values: Sequence[float]) -> Summary:
     return Summary(found.size, float(found.mean()), float(found.std(ddof=1)) if found.size > 1 else None)
 
 
-def paired_difference(
-    values: Sequence[float], reference: Sequence[float], *, resamples: int = RESAMPLES, seed: int = 0
-) -> Difference:
+def paired_difference(values: Sequence[float], reference: Sequence[float]) -> Difference:
     """Return the mean paired difference, its percentile-bootstrap interval and the Wilcoxon signed-rank p.
 
-    Subjects are sampled with replacement `resamples` times; the interval contains the middle 95 % of the means (Efron &
-    Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13). With few subjects it is too narrow.
+    Subjects are sampled with replacement `RESAMPLES` times; the interval contains the middle 95 % of the means (Efron &
+    Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13). With few subjects it is too narrow. The random seed is
+    fixed, so that equal values give equal intervals.
 
     Args:
         values, reference: one number per subject, in the same order.
-        resamples: number of bootstrap samples.
-        seed: random seed; equal seeds give equal intervals.
 
     Raises:
         ValueError: the lengths differ, there are no values, or some are not finite.
@@ -79,7 +76,7 @@ def paired_difference(
     if len(values) != len(reference):
         raise ValueError(f"expected a reference for each of the {len(values)} values, got {len(reference)}")
     differences = _finite(values) - _finite(reference)
-    low, high = _bootstrap(differences, resamples, seed) if differences.size > 1 else (None, None)
+    low, high = _bootstrap(differences) if differences.size > 1 else (None, None)
     return Difference(differences.size, float(differences.mean()), low, high, signed_rank_p(differences))
 
 
@@ -109,11 +106,16 @@ def smallest_p(n: int) -> float:
     return min(1.0, math.ldexp(1.0, 1 - n))
 
 
-def _bootstrap(values: np.ndarray, resamples: int, seed: int) -> tuple[float, float]:
-    sampled = np.random.default_rng(seed).integers(values.size, size=(resamples, values.size))
+def middle(values: np.ndarray) -> tuple[float, float]:
+    """Return the ends of the interval that contains the middle 95 % of the values."""
     outside = 50 * (1 - LEVEL)
-    low, high = np.percentile(values[sampled].mean(axis=1), (outside, 100 - outside)).tolist()
+    low, high = np.percentile(values, (outside, 100 - outside)).tolist()
     return low, high
+
+
+def _bootstrap(values: np.ndarray) -> tuple[float, float]:
+    sampled = np.random.default_rng(0).integers(values.size, size=(RESAMPLES, values.size))
+    return middle(values[sampled].mean(axis=1))
 
 
 def _finite(values: Sequence[float]) -> np.ndarray:

@@ -31,7 +31,7 @@ from ppdm_bench.report.claims.memory_ratio import Ratios, memory_ratios
 from ppdm_bench.report.loss_pairs import SEAMLESS_DB, LossPair, loss_pairs
 from ppdm_bench.report.metrics import SEAMS
 from ppdm_bench.report.scores import Scores, factor_text, resolved_method
-from ppdm_bench.report.statistics import LEVEL, RESAMPLES, paired_difference
+from ppdm_bench.report.statistics import LEVEL, RESAMPLES, middle, paired_difference
 from ppdm_bench.units import plural, shape_text
 
 HALF = 0.5  # "substantially"
@@ -141,8 +141,7 @@ def _speed_up(evidence: Evidence, own: Record, other: Record) -> Effect:
     fast, slow = np.asarray(own.samples), np.asarray(other.samples)
     drawn = np.random.default_rng(0)
     medians = [np.median(x[drawn.integers(x.size, size=(RESAMPLES, x.size))], axis=1) for x in (slow, fast)]
-    outside = 50 * (1 - LEVEL)
-    low, high = np.percentile(medians[0] / medians[1], (outside, 100 - outside)).tolist()
+    low, high = middle(medians[0] / medians[1])
     value = float(np.median(slow) / np.median(fast))
     enough = min(fast.size, slow.size) >= 3
     n = f"{fast.size} and {slow.size} repetitions; bootstrap 95 % of medians; {_inverse_ratio(value, low, high)}"
