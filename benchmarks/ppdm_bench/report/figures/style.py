@@ -89,8 +89,8 @@ def markers_of_colours(colours: Mapping[str, str]) -> dict[str, Marker]:
     return found
 
 
-def method_markers(records: Iterable[Record]) -> dict[str, Marker]:
-    """Assign a marker to every method with a resolved design, the same in all figures of the paper.
+def method_colours(records: Iterable[Record]) -> dict[str, str]:
+    """Assign a colour to every method with a resolved design, the same in all figures of the paper.
 
     Methods with results of most commands come first: they are compared most often and should not share a colour.
     """
@@ -98,7 +98,8 @@ def method_markers(records: Iterable[Record]) -> dict[str, Marker]:
     for record in records:
         if record.options.get("resolved"):
             commands[record.method].add(record.command)
-    return markers(sorted(commands, key=lambda name: -len(commands[name])))
+    names = sorted(commands, key=lambda name: -len(commands[name]))
+    return {name: marker.colour for name, marker in markers(names).items()}
 
 
 def new_figure(column: Column, height: float) -> Figure:

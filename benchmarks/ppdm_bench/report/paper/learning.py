@@ -107,9 +107,9 @@ def show(library: Library) -> FigureContent:
         f"{'; '.join(group_title([panel[0].last]) for panel in panels)}; "
         f"{seeds_text(curve.last for curve in curves)}."
     )
-    methods = style.method_markers(library.records)  # a method has one colour in all figures
+    colours = style.method_colours(library.records)
     drawn = [curve for panel in panels for curve in panel]
-    marks = style.markers_of_colours({curve.last.label: methods[curve.last.method].colour for curve in drawn})
+    marks = style.markers_of_colours({curve.last.label: colours[curve.last.method] for curve in drawn})
     records = [record for curve in curves for record in curve.records]
     return FigureContent(_table(curves, library), lambda column: _figure(panels, marks, inputs, column), about, records)
 

@@ -115,7 +115,7 @@ def _shown(
         "share and one design per method and representation, the first recorded: "
         f"{len(drawn)} of {len({p.curve for p in points})}; the table has all."
     )
-    colours = {method: marker.colour for method, marker in style.method_markers(library.records).items()}
+    colours = style.method_colours(library.records)
     return FigureContent(
         _table(library, points, axis, key),
         lambda column: _figure(panels, colours, axis, frontier, column),

@@ -108,10 +108,10 @@ def _figure(rows: Sequence[PeakRow], marks: Mapping[str, Marker], column: Column
 
 def _marks(rows: Sequence[PeakRow], library: Library) -> dict[str, Marker]:
     """Return a marker for each curve, with the colour of its method and its own shape."""
-    colours = style.method_markers(library.records)
+    colours = style.method_colours(library.records)
     names = dict.fromkeys((row.name, row.method) for row in rows)
     return {
-        name: Marker(MARKERS[n % len(MARKERS)], colours[method].colour if method in colours else style.GREY)
+        name: Marker(MARKERS[n % len(MARKERS)], colours.get(method, style.GREY))
         for n, (name, method) in enumerate(names)
     }
 
