@@ -61,19 +61,11 @@ class Scores:
     @classmethod
     def empty_for(cls, record: Record) -> Scores:
         """Return empty scores of the configuration of a record."""
+        data, design = data_and_convention(record), resolved_method(record)
         steps = (record.options.get("training") or {}).get("steps")
         seconds = (record.options.get("budgets") or {}).get("time")
         named = (record.method, record.variant, record.precision)
-        return cls(
-            record.task,
-            data_and_convention(record),
-            record.shape,
-            *named,
-            resolved_method(record),
-            record.steps,
-            steps,
-            seconds,
-        )
+        return cls(record.task, data, record.shape, *named, design, record.steps, steps, seconds)
 
     def add(self, record: Record, seed: int | None = None) -> None:
         """Add the value of a record; of two records of one scan, the later one counts."""
@@ -261,24 +253,6 @@ def best_evaluations(items: Iterable[Scores], key: Callable[[Scores], Hashable])
     return [max(alike, key=lambda one: one.ranking_value) for alike in grouped(items, key).values()]
 
 
-def most_evaluations(
-    items: Iterable[T], key: Callable[[T], Hashable], of: Callable[[T], Any] = lambda item: item
-) -> list[T]:
-    """Return for each key the first of the items whose scores have the most network evaluations.
-
-    Args:
-        items: scores, or objects that have scores.
-        key: items with different keys do not compete.
-        of: returns the scores of an item.
-    """
-    most: dict[Hashable, T] = {}
-    for item in items:
-        known = most.setdefault(key(item), item)
-        if (of(item).evaluations or 0) > (of(known).evaluations or 0):
-            most[key(item)] = item
-    return list(most.values())
-
-
 def reference_of(series: Scores, everything: Sequence[Scores], label: str) -> Scores | None:
     """Return the scores of the reference label: with the same number of evaluations, else the first."""
     if series.label == label:
@@ -363,9 +337,14 @@ def group_title(points: Sequence[Scores]) -> str:
     names = {s for point in points for s in point.subject_means("psnr")}
     names = names or {s for point in points for metric in metrics for s in point.subject_means(metric)}
     where = plural(len(names), "subject") + (f" of {split}" if split else "")
-    shapes = {record.shape for point in points for record in point.records if record.shape}
-    size = "several sizes" if len(shapes) > 1 else shape_text(first.shape)
+    size = size_text(record for point in points for record in point.records)
     return ", ".join(filter(None, (first.task, where, size)))
+
+
+def size_text(records: Iterable[Record]) -> str:
+    """Return the size of the volumes in words: `36×48×44`, or `several sizes`; empty if no record has a shape."""
+    shapes = {record.shape for record in records if record.shape}
+    return "several sizes" if len(shapes) > 1 else "".join(map(shape_text, shapes))
 
 
 def seeds_text(scores: Iterable[Scores]) -> str:

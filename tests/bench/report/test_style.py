@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +12,6 @@ from matplotlib.text import Text
 from PIL import Image
 
 from ppdm_bench.report.figures import style
-from ppdm_bench.report.scores import most_evaluations
 
 
 @pytest.mark.parametrize("limits", [(0.9, 1.3), (0.07, 0.18), (1.5, 40), (0.2, 200), (1e-3, 1e5)])
@@ -81,13 +79,6 @@ def test_methods_have_their_own_colours_and_shapes() -> None:
     marks = style.markers(["a", "b", "a", *"cdefgh"])
     assert list(marks) == list("abcdefgh")
     assert len({mark.colour for mark in marks.values()}) == len({mark.shape for mark in marks.values()}) == 8
-
-
-def test_each_configuration_is_selected_at_its_most_evaluations_in_order() -> None:
-    results = [
-        SimpleNamespace(label=a, evaluations=n) for a, n in [("a", 1), ("b", None), ("a", 10), ("a", 4), ("b", 2)]
-    ]
-    assert most_evaluations(results, lambda r: r.label) == [results[2], results[4]]
 
 
 def test_names_that_share_a_colour_have_different_shapes() -> None:

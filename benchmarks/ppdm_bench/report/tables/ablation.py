@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ppdm_bench.grouping import grouped
 from ppdm_bench.records import Record
 from ppdm_bench.report.ablation_rows import (
     BUDGETS,
@@ -15,10 +16,11 @@ from ppdm_bench.report.ablation_rows import (
     seam_measures,
 )
 from ppdm_bench.report.metrics import metric_name
+from ppdm_bench.report.scores import size_text
 from ppdm_bench.report.statistics import ENOUGH_SUBJECTS, RESAMPLES, summary
 from ppdm_bench.report.tables.quality import interval, number, signed
 from ppdm_bench.report.tables.render import Columns, Heading, Page, Table, TextCell, data_frame, table_of
-from ppdm_bench.units import gib, plural, shape_text, significant
+from ppdm_bench.units import gib, plural, significant
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -86,10 +88,9 @@ def headline(records: Sequence[Record]) -> str:
     rows = gather_ablation(records, pooled=True)
     seeds = {seed for row in rows for seed in row.seeds if row.status == "ok"}
     subjects = {len(row.scores.subject_means("psnr")) for row in rows} - {0}
-    shapes = {shape for row in rows for shape in row.shapes}
     words = [
         f"Ablation of {rows[0].scores.method}" if rows else "Ablation",
-        shape_text(next(iter(shapes))) if len(shapes) == 1 else "several sizes" if shapes else "",
+        size_text(record for row in rows for record in row.scores.records),
         f"{max(subjects)} subjects per task" if subjects else "",
         plural(len(seeds), "seed") if seeds else "",
     ]
@@ -102,8 +103,7 @@ def ablation_page(records: Sequence[Record]) -> Page:
     rows = rows_with_most_evaluations([row for row in everything if row.status == "ok"])
     mean = "Mean ± sd over subjects, seeds averaged; in brackets the difference from the default."
     parts: list[str | Table] = [f"{headline(records)} {mean}"]
-    for task, budget, amount in dict.fromkeys((row.task, row.budget, row.amount) for row in rows):
-        some = [row for row in rows if (row.task, row.budget, row.amount) == (task, budget, amount)]
+    for (task, budget, amount), some in grouped(rows, lambda row: (row.task, row.budget, row.amount)).items():
         much = (
             f"{amount:.0f} steps"
             if budget == "steps"

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from ppdm_bench.records import Record
 from ppdm_bench.report.metrics import ideal, is_regional, metric_name
-from ppdm_bench.report.scores import Scores, by_configuration, names_of, reference_of
+from ppdm_bench.report.scores import Scores, by_configuration, names_of, reference_of, size_text
 from ppdm_bench.report.statistics import ENOUGH_SUBJECTS, RESAMPLES, common_difference, smallest_p, summary
 from ppdm_bench.report.tables.render import Columns, Heading, Page, Table, TextCell, data_frame, frame_rows, table_of
-from ppdm_bench.units import plural, shape_text
+from ppdm_bench.units import plural
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,7 +56,6 @@ def headline(records: Sequence[Record]) -> str:
     """Return in words what the records with a subject share: the data, the convention, the data range."""
     scored = [record for record in records if record.subject]
     first = scored[0]
-    shapes = {record.shape for record in scored if record.shape}
     convention, data = first.options.get("convention", {}), first.options.get("data", {})
     # Above predictions of other tools, the name of the project's own convention would look like the name of a method.
     foreign = convention.get("preset", "").startswith("ppdm") and any(
@@ -66,7 +65,7 @@ def headline(records: Sequence[Record]) -> str:
         f"Quality on {first.task}" if first.task else "Quality",
         data.get("split", ""),
         plural(len({record.subject.partition("/")[0] for record in scored}), "subject"),
-        shape_text(shapes.pop()) if len(shapes) == 1 else "several sizes" if shapes else "",
+        size_text(scored),
         f"preset {convention['preset']}" if "preset" in convention and not foreign else "",
         f"data range {convention['data_range']:.6g}" if convention.get("data_range") else "",
     ]
