@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from ppdm_bench.grouping import grouped
 from ppdm_bench.records import PHASES, PURPOSES, Record
 from ppdm_bench.units import CONDITIONS, SETTINGS, setting_text
 
@@ -134,9 +135,9 @@ def varying_settings(rows: Sequence[PeakRow]) -> list[str]:
     Rows of two kinds are not compared: a prediction may come from another machine than the measurement of the same
     configuration.
     """
-    kinds = {row.kind for row in rows}
-    groups = [[row.settings for row in rows if row.kind == kind] for kind in kinds]
-    return [name for name in (*SETTINGS, *CONDITIONS) if any(len({s[name] for s in group}) > 1 for group in groups)]
+    groups = grouped(rows, lambda row: row.kind).values()
+    names = (*SETTINGS, *CONDITIONS)
+    return [name for name in names if any(len({row.settings[name] for row in group}) > 1 for group in groups)]
 
 
 def common_settings(rows: Sequence[PeakRow]) -> str:

@@ -64,13 +64,12 @@ def memory_ratios(evidence: Evidence, metric: str, *, largest: bool = False) -> 
 def _ratios(evidence: Evidence, key: tuple[str, str, str], pairs: list[tuple[Record, Record]]) -> Ratios:
     factor, kind, where = key
     own = pairs[0][0]
-    shapes = dict.fromkeys(shape_text(r.shape) for r, _ in sorted(pairs, key=lambda pair: prod(pair[0].shape)))
     lists = (
-        shapes,
-        dict.fromkeys(r.precision for r, _ in pairs),
-        dict.fromkeys(f"checkpointing {r.checkpointing}" for r, _ in pairs),
+        [shape_text(r.shape) for r, _ in sorted(pairs, key=lambda pair: prod(pair[0].shape))],
+        [r.precision for r, _ in pairs],
+        [f"checkpointing {r.checkpointing}" for r, _ in pairs],
     )
-    settings = "; ".join(", ".join(found) for found in lists)
+    settings = "; ".join(", ".join(dict.fromkeys(found)) for found in lists)
     # If a setting was recorded twice, the later pair counts.
     latest = {_setting(mine): (mine, other) for mine, other in pairs}
     ratios = tuple(float(other.value or 0) / float(mine.value or 1) for mine, other in latest.values())

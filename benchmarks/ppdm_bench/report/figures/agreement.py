@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from statistics import median
 from typing import Any, Literal
 
@@ -119,12 +120,12 @@ def measured_pairs(records: Iterable[Record], metrics: Sequence[str] = ("peak_al
     rows = gather_peaks(records)
     pairs = []
     for row in rows:
-        prediction = prediction_of(row, rows)
-        for phase in row.phases if prediction is not None else ():
-            assert prediction is not None
-            for key in ((phase, metric) for metric in metrics):
-                if row.value(*key) and prediction.value(*key) is not None:
-                    pairs.append(ComparedPeak(row.records[key], prediction.records[key], verified=row.verified(phase)))
+        if (prediction := prediction_of(row, rows)) is None:
+            continue
+        for phase, metric in product(row.phases, metrics):
+            if row.value(phase, metric) and prediction.value(phase, metric) is not None:
+                found, predicted = (one.records[phase, metric] for one in (row, prediction))
+                pairs.append(ComparedPeak(found, predicted, verified=row.verified(phase)))
     return pairs
 
 

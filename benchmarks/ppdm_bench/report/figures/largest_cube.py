@@ -9,11 +9,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from ppdm_bench.report.figures import style
-from ppdm_bench.report.figures.style import TEXT
+from ppdm_bench.report.figures.style import PHASE_COLOURS, TEXT
+from ppdm_bench.report.rows import phase_name
 from ppdm_bench.report.tables.budget import PlanLine, title_of
-
-_COLOURS = {"train": style.BLUE, "sample": style.ORANGE}
-_NAMES = {"train": "training", "sample": "sampling"}
 
 
 def budget_figure(lines: Sequence[PlanLine]) -> Figure:
@@ -47,7 +45,7 @@ def budget_figure(lines: Sequence[PlanLine]) -> Figure:
     for edge in _requested_edge(drawn):
         axes.axvline(edge, color=style.GREY, linewidth=0.8, linestyle=style.DASHED, zorder=0.9)
     style.title(figure, title_of(drawn))
-    handles = [Patch(facecolor=_colour(purpose), label=_NAMES.get(purpose, purpose)) for purpose in purposes]
+    handles = [Patch(facecolor=_colour(purpose), label=phase_name(purpose)) for purpose in purposes]
     handles += style.kind_patches([line.record.kind for line in drawn])
     asked = [Line2D([], [], label="requested size", color=style.GREY, linewidth=0.8, linestyle=style.DASHED)]
     style.legend(figure, [*handles, *(asked if _requested_edge(drawn) else [])], columns=5)
@@ -60,4 +58,4 @@ def _requested_edge(lines: Sequence[PlanLine]) -> list[float]:
 
 
 def _colour(purpose: str) -> str:
-    return _COLOURS.get(purpose, style.SKY)
+    return PHASE_COLOURS.get(purpose, style.SKY)

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
 from ppdm_bench.grouping import grouped
-from ppdm_bench.records import Record
+from ppdm_bench.records import KINDS, Record
 from ppdm_bench.report.figures import style
 from ppdm_bench.report.figures.capacity import CARDS, cards_entry, cards_with_room, few_names
 from ppdm_bench.report.figures.style import PHASE_COLOURS, SMALL, TEXT
@@ -29,7 +29,6 @@ from ppdm_bench.report.rows import (
 )
 from ppdm_bench.units import GIB, ratio, significant
 
-_KINDS = ("measured", "predicted", "published")
 _FILLS = {"predicted": "white", "published": "0.85"}  # measured dots have the colour of their phase
 _LINE = 0.145  # inches
 
@@ -119,7 +118,7 @@ def _places(groups: dict[str, list[PeakRow]]) -> tuple[list[list[Dot]], list[tup
     names: list[tuple[float, str]] = []
     top = 0.0
     for name, group in groups.items():
-        kinds = [kind for kind in _KINDS if any(row.kind == kind for row in group)]
+        kinds = [kind for kind in KINDS if any(row.kind == kind for row in group)]
         found = [
             (phase, own)
             for phase in all_phases(group)
@@ -225,7 +224,7 @@ def _legend(dots: Sequence[Dot]) -> list[Artist]:
     handles: list[Artist] = []
     for phase in dict.fromkeys(dot.phase for dot in dots):
         handles.append(Line2D([], [], **_look("measured", phase, "none"), label=phase_name(phase)))
-    for kind in _KINDS:
+    for kind in KINDS:
         if any(row.kind == kind for row in rows):
             handles.append(Line2D([], [], **_look(kind, "", "none") | {"color": "0.4"}, label=kind))
     for checkpointing in dict.fromkeys(row.settings["checkpointing"] for row in rows):

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ppdm_bench.grouping import grouped
 from ppdm_bench.records import Record
 from ppdm_bench.report.ablation_rows import BUDGETS, AblationRow, gather_ablation, rows_with_most_evaluations
 from ppdm_bench.report.figures import style
@@ -19,17 +20,17 @@ from ppdm_bench.report.figures.style import SMALL, TEXT, Marker
 from ppdm_bench.report.tables.ablation import headline
 from ppdm_bench.units import plural
 
+_METRICS = ("psnr", "ssim")
 _BRIDGES = {"brownian": Marker("o", style.BLUE), "noise": Marker("s", style.VERMILION)}
 _NAMES = {"brownian": "Brownian bridge, residual target", "noise": "Gaussian noise, x0 target"}
 _SHIFTS = {"brownian": -0.15, "noise": 0.15}  # horizontal, so that the markers do not overlap
 
 
-def space_figure(records: Sequence[Record], metrics: Sequence[str] = ("psnr", "ssim")) -> Figure:
+def space_figure(records: Sequence[Record]) -> Figure:
     """Return quality by representation, with and without a bridge: one column per task and budget, one row per metric.
 
     Args:
         records: long-form records of ``ablate --configurations space``.
-        metrics: metrics of the rows.
 
     Raises:
         ValueError: fewer than two representations have values both with and without a bridge.
@@ -37,18 +38,17 @@ def space_figure(records: Sequence[Record], metrics: Sequence[str] = ("psnr", "s
     rows = _compared(
         [row for row in rows_with_most_evaluations(gather_ablation(records, pooled=True)) if row.status == "ok"]
     )
-    places = list(dict.fromkeys((row.task, row.budget, row.amount) for row in rows))
+    groups = grouped(rows, lambda row: (row.task, row.budget, row.amount))
     spaces = sorted_levels("space", {row.cell["levels"]["space"] for row in rows})
-    figure = style.new_figure("double", height=0.75 + 1.45 * len(metrics))
-    grid = figure.subplots(len(metrics), len(places), sharex=True, squeeze=False)
-    for metric, line in zip(metrics, grid, strict=True):
-        for axes, place in zip(line, places, strict=True):
-            some = [row for row in rows if (row.task, row.budget, row.amount) == place]
+    figure = style.new_figure("double", height=0.75 + 1.45 * len(_METRICS))
+    grid = figure.subplots(len(_METRICS), len(groups), sharex=True, squeeze=False)
+    for metric, line in zip(_METRICS, grid, strict=True):
+        for axes, some in zip(line, groups.values(), strict=True):
             style.plain_axes(axes, "y")
             _draw(axes, some, spaces, metric)
-        _share_task_scales(line, places)
+        _share_task_scales(line, [task for task, _, _ in groups])
         line[0].set_ylabel(metric_label(metric, rows[0].scores.units.get(metric, "")), fontsize=SMALL)
-    for axes, (task, budget, amount) in zip(grid[0], places, strict=True):
+    for axes, (task, budget, amount) in zip(grid[0], groups, strict=True):
         much = f"{amount:.0f} steps" if budget == "steps" else f"{amount:.3g} s"
         axes.set_title(f"{task}\n{BUDGETS[budget]} ({much})", fontsize=TEXT)
     for axes in grid[-1]:
@@ -93,10 +93,10 @@ def _draw(axes: Axes, rows: Sequence[AblationRow], spaces: Sequence[str], metric
     axes.yaxis.set_major_locator(MaxNLocator(4))
 
 
-def _share_task_scales(line: Sequence[Axes], places: Sequence[tuple[Any, ...]]) -> None:
+def _share_task_scales(line: Sequence[Axes], tasks: Sequence[str]) -> None:
     """Give all panels of a task the same scale, because its budgets are compared."""
-    for task in dict.fromkeys(place[0] for place in places):
-        panels = [axes for axes, place in zip(line, places, strict=True) if place[0] == task]
+    for same in grouped(zip(line, tasks, strict=True), lambda panel: panel[1]).values():
+        panels = [axes for axes, _ in same]
         ends = [end for axes in panels for end in axes.get_ylim()]
         for axes in panels:
             axes.set_ylim(min(ends), max(ends))
