@@ -72,12 +72,15 @@ def _compared(rows: Sequence[AblationRow]) -> list[AblationRow]:
     """Return the rows with and without a bridge of all representations that have both, at the default loss."""
     default: dict[str, str] = next((row.cell["levels"] for row in rows if row.cell["default"]), {})
     some = [r for r in rows if r.cell["levels"] and r.cell["levels"]["loss"] == default.get("loss")]
-    some = [row for row in some if row.cell["levels"]["bridge"] in _BRIDGES]
-    without = {row.cell["levels"]["space"] for row in some if row.cell["levels"]["bridge"] == "noise"}
-    some = [row for row in some if row.cell["levels"]["space"] in without]
-    if len(without) < 2:
-        raise ValueError("there is nothing to draw: fewer than two representations have values without a bridge")
-    return some
+    with_bridge, without = (
+        {row.cell["levels"]["space"] for row in some if row.cell["levels"]["bridge"] == bridge} for bridge in _BRIDGES
+    )
+    both = with_bridge & without
+    if len(both) < 2:
+        raise ValueError(
+            "there is nothing to draw: fewer than two representations have values both with and without a bridge"
+        )
+    return [row for row in some if row.cell["levels"]["space"] in both and row.cell["levels"]["bridge"] in _BRIDGES]
 
 
 def _draw(axes: Axes, rows: Sequence[AblationRow], spaces: Sequence[str], metric: str) -> None:
