@@ -31,7 +31,7 @@ class Scores:
     """The values of one configuration.
 
     Attributes:
-        task, shape, method, variant, precision: of the first record.
+        task, method, variant, precision: of the first record.
         data: data set and convention as JSON; equal for scores that can be compared.
         design: the resolved method; empty if nothing was trained.
         evaluations: network evaluations per volume; None without a network.
@@ -45,7 +45,6 @@ class Scores:
 
     task: str
     data: str
-    shape: tuple[int, ...]
     method: str
     variant: str
     precision: str
@@ -65,7 +64,7 @@ class Scores:
         steps = (record.options.get("training") or {}).get("steps")
         seconds = (record.options.get("budgets") or {}).get("time")
         named = (record.method, record.variant, record.precision)
-        return cls(record.task, data, record.shape, *named, design, record.steps, steps, seconds)
+        return cls(record.task, data, *named, design, record.steps, steps, seconds)
 
     def add(self, record: Record, seed: int | None = None) -> None:
         """Add the value of a record; of two records of one scan, the later one counts."""
@@ -96,10 +95,6 @@ class Scores:
         """Channels of the finest level of the network."""
         width = self.design.get("network", {}).get("width")
         return width if isinstance(width, int) else None
-
-    def with_width_in_variant(self) -> Scores:
-        """Return the same scores, whose label has the width."""
-        return replace(self, variant=f"{self.variant} width {self.width}".strip())
 
     @property
     def training_key(self) -> tuple[Hashable, ...]:
@@ -146,8 +141,10 @@ class Scores:
 
     @property
     def ranking_value(self) -> float:
-        """The mean over subjects of the ranking metric, negated if less is better, so that more is better."""
-        mean = fmean(self.subject_means(self.ranking_metric).values())
+        """The mean over subjects of the ranking metric, negated if less is better; minus infinity without values."""
+        mean = self.mean(self.ranking_metric)
+        if mean is None:
+            return float("-inf")
         return mean if is_higher_better(self.ranking_metric) else -mean
 
     def of_metric(self, metric: str) -> list[Record]:
@@ -172,9 +169,10 @@ def _means(pairs: Iterable[tuple[K, float]]) -> dict[K, float]:
 
 
 def by_configuration(records: Iterable[Record]) -> list[Scores]:
-    """Return the scores by method, variant, width, number of evaluations and precision, in the order of the records.
+    """Return the scores of each network, training budget, number of evaluations and precision.
 
-    Records without a subject are ignored. If a label has several widths, the variant has the width.
+    They are in the order of the records; records without a subject are ignored. If a label has networks of several
+    widths, the variant has the width; if it still has several trainings, their numbers of steps.
 
     Raises:
         ValueError: the records are of several data sets or conventions, so that their numbers cannot be compared.
@@ -188,11 +186,20 @@ def by_configuration(records: Iterable[Record]) -> list[Scores]:
     found: dict[tuple[object, ...], Scores] = {}
     for record in records:
         empty = Scores.empty_for(record)
-        key = (record.method, record.variant, record.steps, record.precision, empty.width)
+        key = (record.method, record.variant, record.steps, record.precision, empty.width, empty.train_steps)
         found.setdefault(key, empty).add(record)
-    alike = grouped(found.values(), lambda one: one.label)
-    several = {label for label, same in alike.items() if len({one.width for one in same}) > 1}
-    return [one if one.label not in several else one.with_width_in_variant() for one in found.values()]
+    by_width = _distinguished(found.values(), lambda one: f"width {one.width}")
+    return _distinguished(by_width, lambda one: f"{one.train_steps} training steps")
+
+
+def _distinguished(everything: Collection[Scores], words: Callable[[Scores], str]) -> list[Scores]:
+    """Return the scores; if scores of one label have different words, their variants have the words."""
+    of_label = grouped(everything, lambda one: one.label)
+    several = {label for label, same in of_label.items() if len({words(one) for one in same}) > 1}
+    return [
+        replace(one, variant=f"{one.variant} {words(one)}".strip()) if one.label in several else one
+        for one in everything
+    ]
 
 
 def by_design(records: Iterable[Record]) -> list[Scores]:
