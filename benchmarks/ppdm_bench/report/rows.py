@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ppdm_bench.grouping import grouped
 from ppdm_bench.records import PHASES, PURPOSES, Record
@@ -31,7 +32,7 @@ class PeakRow:
     kind: str
     method: str
     variant: str
-    settings: dict[str, object]
+    settings: dict[str, Any]
     records: dict[tuple[str, str], Record]
 
     @property
@@ -103,7 +104,7 @@ def gather_peaks(records: Iterable[Record]) -> list[PeakRow]:
     return [row for row in rows.values() if row.phases]
 
 
-def settings_of(record: Record) -> dict[str, object]:
+def settings_of(record: Record) -> dict[str, Any]:
     """Return the settings of the configuration of a record, without method, variant and phase."""
     width = record.options.get("width")
     found = {

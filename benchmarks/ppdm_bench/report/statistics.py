@@ -18,21 +18,6 @@ ENOUGH_SUBJECTS = 6  # with fewer, the p of the Wilcoxon test cannot be below 0.
 
 
 @dataclass(frozen=True)
-class Summary:
-    """Values of several subjects.
-
-    Attributes:
-        n: number of subjects.
-        mean: mean value.
-        sd: sample standard deviation (n − 1 in the denominator), None for a single subject.
-    """
-
-    n: int
-    mean: float
-    sd: float | None
-
-
-@dataclass(frozen=True)
 class Difference:
     """A method's values minus the reference's, subject by subject.
 
@@ -50,14 +35,14 @@ class Difference:
     p: float
 
 
-def summary(values: Sequence[float]) -> Summary:
-    """Return mean and sample standard deviation.
+def mean_and_sd(values: Sequence[float]) -> tuple[float, float | None]:
+    """Return mean and sample standard deviation (n − 1 in the denominator); it is None for a single value.
 
     Raises:
         ValueError: there are no values, or some are not finite.
     """
     found = _finite(values)
-    return Summary(found.size, float(found.mean()), float(found.std(ddof=1)) if found.size > 1 else None)
+    return float(found.mean()), float(found.std(ddof=1)) if found.size > 1 else None
 
 
 def paired_difference(values: Sequence[float], reference: Sequence[float]) -> Difference:

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from ppdm_bench.records import Record
@@ -106,7 +105,7 @@ def ablation_figure(records: Sequence[Record]) -> Figure:
         f"{headline(records)} {rows[0].amount:.0f} steps, {plural(n, 'network evaluation')}. Quality: "
         f"difference from the default{shaded} and its 95 % interval over subjects. Memory: predicted (hollow).",
     )
-    style.legend(figure, [Line2D([], [], **_look(marker), label=task) for task, marker in marks.items()], columns=4)
+    style.legend(figure, [style.entry(task, **_look(marker)) for task, marker in marks.items()], columns=4)
     return figure
 
 

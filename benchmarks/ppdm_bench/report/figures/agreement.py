@@ -16,7 +16,6 @@ from typing import Any, Literal
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from ppdm_bench.grouping import grouped
@@ -414,12 +413,10 @@ def _out_of_memory(axes: Axes, groups: Groups, marks: Mapping[str, Marker]) -> N
 
 
 def _legend(labels: Mapping[str, str], marks: Mapping[str, Marker], rounded: bool, failed: bool) -> list[Artist]:
-    handles: list[Artist] = [style.points_entry(label, marks[name]) for name, label in labels.items()]
-    if rounded:
-        handles.append(Line2D([], [], color="0.7", linewidth=0.8, label="bar: rounding of the published value"))
-    if failed:
-        allocated = "out of memory: predicted allocated (marker: reserved)"
-        handles.append(Line2D([], [], color="0.3", linewidth=1.2, label=allocated))
-        capacity: dict[str, Any] = {"color": "black", "linewidth": 0.9, "linestyle": style.DASHED}
-        handles.append(Line2D([], [], **capacity, label="capacity of the GPU"))
-    return handles
+    of_rounding = style.entry("bar: rounding of the published value", color="0.7", linewidth=0.8)
+    of_failed = [
+        style.entry("out of memory: predicted allocated (marker: reserved)", color="0.3", linewidth=1.2),
+        style.entry("capacity of the GPU", color="black", linewidth=0.9, linestyle=style.DASHED),
+    ]
+    points = [style.points_entry(label, marks[name]) for name, label in labels.items()]
+    return [*points, *[of_rounding] * rounded, *of_failed * failed]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from ppdm_bench.report.figures import style
@@ -47,7 +46,7 @@ def budget_figure(lines: Sequence[PlanLine]) -> Figure:
     style.title(figure, title_of(drawn))
     handles = [Patch(facecolor=_colour(purpose), label=phase_name(purpose)) for purpose in purposes]
     handles += style.kind_patches([line.record.kind for line in drawn])
-    asked = [Line2D([], [], label="requested size", color=style.GREY, linewidth=0.8, linestyle=style.DASHED)]
+    asked = [style.entry("requested size", color=style.GREY, linewidth=0.8, linestyle=style.DASHED)]
     style.legend(figure, [*handles, *(asked if _requested_edge(drawn) else [])], columns=5)
     return figure
 

@@ -9,7 +9,6 @@ from typing import Any
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
 from ppdm_bench.grouping import grouped
@@ -223,17 +222,17 @@ def _legend(dots: Sequence[Dot]) -> list[Artist]:
     rows = [dot.row for dot in dots]
     handles: list[Artist] = []
     for phase in dict.fromkeys(dot.phase for dot in dots):
-        handles.append(Line2D([], [], **_look("measured", phase, "none"), label=phase_name(phase)))
+        handles.append(style.entry(phase_name(phase), **_look("measured", phase, "none")))
     for kind in KINDS:
         if any(row.kind == kind for row in rows):
-            handles.append(Line2D([], [], **_look(kind, "", "none") | {"color": "0.4"}, label=kind))
+            handles.append(style.entry(kind, **_look(kind, "", "none") | {"color": "0.4"}))
     for checkpointing in dict.fromkeys(row.settings["checkpointing"] for row in rows):
         if checkpointing != "none":
             look = _look("predicted", "", checkpointing) | {"color": "0.4"}
-            handles.append(Line2D([], [], **look, label=f"{checkpointing} checkpointing"))
+            handles.append(style.entry(f"{checkpointing} checkpointing", **look))
     if empty := {dot.outcome == "skipped" for dot in dots if dot.size is None}:
         label = "no value: " + " or ".join("skipped" if skipped else "failed" for skipped in sorted(empty))
-        handles.append(Line2D([], [], marker="X", markersize=5, linestyle="", color="0.45", label=label))
+        handles.append(style.entry(label, marker="X", markersize=5, linestyle="", color="0.45"))
     if any((dot.size or 0) > min(CARDS) for dot in dots):
         handles.append(cards_entry())
     return handles

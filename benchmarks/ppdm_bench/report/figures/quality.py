@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from ppdm_bench.records import Record
@@ -115,7 +114,7 @@ def evaluations_figure(records: Iterable[Record], title: str) -> Figure:
     style.title(figure, f"{title} Thick: mean over subjects; thin: each subject.")
     networks = {series.label for series in everything if series.evaluations is not None}
     entries = [
-        Line2D([], [], label=plain_label(label), color=colour, linestyle="-" if label in networks else style.DASHED)
+        style.entry(plain_label(label), color=colour, linestyle="-" if label in networks else style.DASHED)
         for label, colour in colours.items()
     ]
     style.legend(figure, entries, columns=4)

@@ -210,9 +210,14 @@ def hollow_points(axes: Axes, x: Sequence[float], y: Sequence[float], marker: Ma
     axes.plot(x, y, marker=marker.shape, color=marker.colour, **HOLLOW)
 
 
+def entry(label: str, **style: Any) -> Line2D:
+    """Return the legend entry of a line, or of its markers."""
+    return Line2D([], [], label=label, **style)
+
+
 def points_entry(label: str, marker: Marker, **style: Any) -> Line2D:
     """Return the legend entry of points without a line, unfilled by default."""
-    return Line2D([], [], **{"marker": marker.shape, "color": marker.colour, "label": label, **HOLLOW, **style})
+    return entry(label, **{"marker": marker.shape, "color": marker.colour, **HOLLOW, **style})
 
 
 def write_beside(

@@ -9,7 +9,6 @@ from statistics import fmean
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from ppdm_bench.grouping import grouped
@@ -165,7 +164,7 @@ def _figure(
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         axes.set_xlim(left=0)
     style.title(figure, "Learning curves: quality on val against training. Grey: the input.")
-    entries = [Line2D([], [], **look, label=plain_label(name)) for name, look in looks.items()]
+    entries = [style.entry(plain_label(name), **look) for name, look in looks.items()]
     style.legend(figure, entries, columns)
     return figure
 

@@ -7,7 +7,6 @@ from statistics import fmean
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from ppdm_bench.grouping import grouped
@@ -81,10 +80,10 @@ def _figure(pairs: Sequence[LossPair], column: Column) -> Figure:
         axes.set_title(group_title([group[0].on]).replace(", ", "\n", 1), fontsize=SMALL)
         axes.yaxis.set_major_locator(MaxNLocator(5))
     handles = [
-        Line2D([], [], linestyle="", marker="o", markersize=4, color=style.VERMILION, label="without the loss"),
-        Line2D([], [], linestyle="", marker="s", markersize=4, color=style.BLUE, label="with it (w: weight)"),
-        Line2D([], [], color="black", linewidth=1.1, label="mean"),
-        Line2D([], [], color=style.GREY, linewidth=0.7, linestyle=style.DASHED, label="reached without seams"),
+        style.entry("without the loss", linestyle="", marker="o", markersize=4, color=style.VERMILION),
+        style.entry("with it (w: weight)", linestyle="", marker="s", markersize=4, color=style.BLUE),
+        style.entry("mean", color="black", linewidth=1.1),
+        style.entry("reached without seams", color=style.GREY, linewidth=0.7, linestyle=style.DASHED),
     ]
     style.title(figure, "Seams with and without the puzzle-gradient loss (0 dB: none).")
     style.legend(figure, handles, columns=4 if column == "double" else 2)

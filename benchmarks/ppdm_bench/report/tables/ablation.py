@@ -17,8 +17,8 @@ from ppdm_bench.report.ablation_rows import (
 )
 from ppdm_bench.report.metrics import metric_name
 from ppdm_bench.report.scores import size_text
-from ppdm_bench.report.statistics import ENOUGH_SUBJECTS, RESAMPLES, summary
-from ppdm_bench.report.tables.quality import interval, number, signed
+from ppdm_bench.report.statistics import ENOUGH_SUBJECTS, RESAMPLES, mean_and_sd
+from ppdm_bench.report.tables.quality import interval, mean_text, signed
 from ppdm_bench.report.tables.render import Columns, Heading, Page, Table, TextCell, data_frame, table_of
 from ppdm_bench.units import gib, plural, significant
 
@@ -28,10 +28,6 @@ if TYPE_CHECKING:
 _COMPARED = ("psnr", "ssim")  # metrics with differences in the tables for people; the data have all differences
 _OUTCOME = ("status", "reason")
 _COUNTS = ("train_steps", "seed", "evaluations", "n")
-_TEXTS = (
-    *("cell", "default", "space", "loss", "bridge", "representation", "factor", "kernel", "target", "task", "shape"),
-    *("budget", *_OUTCOME),
-)
 _PEAKS = [(phase, kind) for phase in ("train", "sample") for kind in ("predicted", "measured")]
 _DIFFERENCE = {"difference": "mean", "low": "low", "high": "high", "p": "p"}
 
@@ -52,7 +48,7 @@ def ablation_table(records: Iterable[Record]) -> pd.DataFrame:
     rows = gather_ablation(records)
     lines = [_line(row, rows) for row in rows]
     columns = [name for name in dict.fromkeys(name for line in lines for name in line) if name not in _OUTCOME]
-    return data_frame(lines, {name: _dtype(name) for name in (*columns, *_OUTCOME)})
+    return data_frame(lines, {name: _dtype(name, lines) for name in (*columns, *_OUTCOME)})
 
 
 def _line(row: AblationRow, rows: Sequence[AblationRow]) -> dict[str, Any]:
@@ -71,16 +67,17 @@ def _line(row: AblationRow, rows: Sequence[AblationRow]) -> dict[str, Any]:
             line[f"{phase}_{metric}_{kind}_{'x'.join(map(str, shape))}"] = row.peak(phase, kind, shape)
     for metric in row.scores.scans:
         values = [*row.scores.subject_means(metric).values()]
-        found, against = summary(values) if values else None, difference(row, rows, metric)
-        line |= {metric: found and found.mean, f"{metric}_sd": found and found.sd}
+        line[metric], line[f"{metric}_sd"] = mean_and_sd(values) if values else (None, None)
+        against = difference(row, rows, metric)
         line |= {f"{metric}_{name}": against and getattr(against, field) for name, field in _DIFFERENCE.items()}
     return line | {"status": row.status, "reason": row.reason}
 
 
-def _dtype(column: str) -> str:
+def _dtype(column: str, lines: Sequence[dict[str, Any]]) -> str:
     if column in _COUNTS or "peak_allocated" in column:
         return "Int64"
-    return "object" if column in _TEXTS else "float64"
+    is_text = column in _OUTCOME or any(isinstance(line.get(column), str | bool) for line in lines)
+    return "object" if is_text else "float64"
 
 
 def headline(records: Sequence[Record]) -> str:
@@ -159,11 +156,11 @@ def _quality(rows: Sequence[AblationRow], name: str) -> Callable[[AblationRow], 
         values = [*row.scores.subject_means(metric).values()]
         if not values:
             return None
-        unit, found = row.scores.units[metric], summary(values)
-        text = number(found.mean, unit) + ("" if found.sd is None else f" ± {number(found.sd, unit)}")
+        unit, (mean, sd) = row.scores.units[metric], mean_and_sd(values)
+        text = mean_text(mean, sd, unit)
         if metric in _COMPARED and (against := difference(row, rows, metric)) is not None:
             parts = filter(None, (signed(against.mean, unit), interval(against.low, against.high, unit)))
             text += f" ({'; '.join(parts)})"
-        return TextCell(found.mean, text)
+        return TextCell(mean, text)
 
     return cell

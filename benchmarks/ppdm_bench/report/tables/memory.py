@@ -191,7 +191,7 @@ def _about(compared: _ComparedRow) -> dict[str, Any]:
         "method": row.method,
         "variant": row.variant,
         "kind": row.kind,
-        "shape": "x".join(map(str, row.settings["shape"])),  # type: ignore[call-overload]
+        "shape": "x".join(map(str, row.settings["shape"])),
         "parameters": row.parameters(),
         "ratio_reference": f"{against.name}, checkpointing none" if against else "",
     }

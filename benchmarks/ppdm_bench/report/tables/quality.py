@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ppdm_bench.records import Record
 from ppdm_bench.report.metrics import ideal, is_regional, metric_name
 from ppdm_bench.report.scores import Scores, by_configuration, names_of, reference_of, size_text
-from ppdm_bench.report.statistics import ENOUGH_SUBJECTS, RESAMPLES, common_difference, smallest_p, summary
+from ppdm_bench.report.statistics import ENOUGH_SUBJECTS, RESAMPLES, common_difference, mean_and_sd, smallest_p
 from ppdm_bench.report.tables.render import Columns, Heading, Page, Table, TextCell, data_frame, frame_rows, table_of
 from ppdm_bench.units import plural
 
@@ -99,7 +99,7 @@ def quality_page(frame: pd.DataFrame, title: str, *, metrics: Sequence[str] = ()
 
 def _line(series: Scores, metric: str, against: Scores | None) -> _Row:
     values, ranked = series.subject_means(metric), series.ranked(metric)
-    found = summary(list(values.values())) if values else None
+    mean, sd = mean_and_sd(list(values.values())) if values else (None, None)
     return {
         "method": series.method,
         "variant": series.variant,
@@ -109,8 +109,8 @@ def _line(series: Scores, metric: str, against: Scores | None) -> _Row:
         "unit": series.units[metric],
         "n": len(values),
         "failed": len(series.failed[metric]),
-        "mean": found and found.mean,
-        "sd": found and found.sd,
+        "mean": mean,
+        "sd": sd,
         "best": ranked[0][0] if ranked else "",
         "worst": ranked[-1][0] if ranked else "",
     } | _compared(values, metric, against)
@@ -145,9 +145,13 @@ def _getter(name: str) -> Callable[[_Row], Any]:
 def _mean(row: _Row) -> tuple[float | None, str]:
     if row["mean"] is None:
         return None, "failed"
-    spread = "" if row["sd"] is None else f" ± {number(row['sd'], row['unit'])}"
     fewer = f" (n={row['n']})" if row["failed"] else ""
-    return row["mean"], number(row["mean"], row["unit"]) + spread + fewer
+    return row["mean"], mean_text(row["mean"], row["sd"], row["unit"]) + fewer
+
+
+def mean_text(mean: float, sd: float | None, unit: str) -> str:
+    """Return a mean with its standard deviation for people: `29.31 ± 0.52`."""
+    return number(mean, unit) + ("" if sd is None else f" ± {number(sd, unit)}")
 
 
 def interval(low: float | None, high: float | None, unit: str) -> str:
