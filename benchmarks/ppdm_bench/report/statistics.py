@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
-
-K = TypeVar("K", bound=Hashable)
 
 RESAMPLES = 10_000
 LEVEL = 0.95
@@ -50,10 +47,7 @@ def paired_difference(values: Sequence[float], reference: Sequence[float]) -> Di
 
     Subjects are sampled with replacement `RESAMPLES` times; the interval contains the middle 95 % of the means (Efron &
     Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13). With few subjects it is too narrow. The random seed is
-    fixed, so that equal values give equal intervals.
-
-    Args:
-        values, reference: one number per subject, in the same order.
+    fixed, so that equal values give equal intervals. Both lists have one number per subject, in the same order.
 
     Raises:
         ValueError: the lengths differ, there are no values, or some are not finite.
@@ -65,7 +59,7 @@ def paired_difference(values: Sequence[float], reference: Sequence[float]) -> Di
     return Difference(differences.size, float(differences.mean()), low, high, signed_rank_p(differences))
 
 
-def common_difference(values: Mapping[K, float], reference: Mapping[K, float]) -> Difference | None:
+def common_difference(values: Mapping[str, float], reference: Mapping[str, float]) -> Difference | None:
     """Return the paired difference over the common subjects; None if there are none."""
     both = [subject for subject in values if subject in reference]
     return paired_difference([values[s] for s in both], [reference[s] for s in both]) if both else None

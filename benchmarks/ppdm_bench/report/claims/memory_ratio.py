@@ -38,13 +38,7 @@ class Ratios:
 
 
 def memory_ratios(evidence: Evidence, metric: str, *, largest: bool = False) -> list[Ratios]:
-    """Return the ratios of a metric at the training peak.
-
-    Args:
-        evidence: records and method.
-        metric: metric of memory.
-        largest: whether to keep only the largest size that both have.
-    """
+    """Return the ratios of a metric of memory at the training peak; if `largest`, only of the largest common size."""
     found = [r for r in evidence.library.records if r.command == "memory" and r.metric == metric and r.phase == "train"]
     # A prediction has a complete value even if it exceeds the memory of the card.
     found = [r for r in found if r.value and (r.status == "ok" or r.kind == "predicted")]

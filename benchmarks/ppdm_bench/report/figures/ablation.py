@@ -52,10 +52,7 @@ def ablation_figure(records: Sequence[Record]) -> Figure:
 
     Quality is the paired difference from the default at equal steps, with its bootstrap interval, so that tasks with
     different values share a scale. Seams are measured on the block grid of the representation. Memory is the peak of
-    training: predicted markers are hollow, measured ones filled.
-
-    Args:
-        records: long-form records of ``ablate``.
+    training: predicted markers are hollow, measured ones filled. The records are those of ``ablate``.
 
     Raises:
         ValueError: only the default has values.
@@ -185,14 +182,7 @@ def _logarithmic(axes: Axes) -> None:
 
 
 def _look(marker: Marker, hollow: bool = False) -> dict[str, Any]:
-    return {
-        "linestyle": "",
-        "marker": marker.shape,
-        "markersize": 3.5,
-        "color": marker.colour,
-        "markerfacecolor": "white" if hollow else marker.colour,
-        "markeredgewidth": 0.9,
-    }
+    return style.look_of(marker, hollow, linestyle="", markersize=3.5, markeredgewidth=0.9)
 
 
 def _name_levels(axes: Axes, levels: dict[str, list[AblationRow]]) -> None:

@@ -178,8 +178,7 @@ def validation_figure(records: Iterable[Record], look: Look = "gpu") -> Figure:
 def measured_figure(records: Iterable[Record]) -> Figure:
     """Return predicted against measured peaks (two columns wide), with errors of allocated and reserved memory.
 
-    Args:
-        records: long-form records. A measurement that failed or has no prediction is left out.
+    A measurement that failed or has no prediction is left out.
 
     Raises:
         ValueError: no measured peak has a prediction.
@@ -247,11 +246,7 @@ def agreement_figure(
 
 
 def agreement_table(records: Iterable[Record]) -> str:
-    """Return the pairs as Markdown: one row per published value, then the summary as in the figure.
-
-    Args:
-        records: as for :func:`validation_figure`.
-    """
+    """Return the pairs of :func:`validation_figure` as Markdown: one row per published value, then the summary."""
     pairs = published_pairs(list(records))
     columns: Columns[ComparedPeak] = {
         Heading("run"): lambda pair: _run(pair.found),
@@ -274,10 +269,7 @@ def agreement_table(records: Iterable[Record]) -> str:
 
 
 def measured_table(records: Iterable[Record]) -> str:
-    """Return the errors as Markdown: one row per method and size, then one row for all.
-
-    Args:
-        records: as for :func:`measured_figure`.
+    """Return the errors of :func:`measured_figure` as Markdown: one row per method and size, then one row for all.
 
     Raises:
         ValueError: no measured peak has a prediction.
@@ -316,11 +308,10 @@ def _gib(record: Record | None) -> float | None:
 
 def _run(record: Record) -> str:
     """Return the name of a published run: source, variant, size, checkpointing and step."""
-    size = "×".join(map(str, record.shape))
     recomputed = "" if record.checkpointing == "none" else f"checkpointing {record.checkpointing}"
     step = f"step {record.options['step']}" if len(record.options.get("step", "")) == 1 else ""
     source = (record.options["published"], record.method, record.precision) if "published" in record.options else ()
-    return ", ".join(filter(None, (*source, record.variant, size, recomputed, step)))
+    return ", ".join(filter(None, (*source, record.variant, shape_text(record.shape), recomputed, step)))
 
 
 def _machines(pairs: Sequence[ComparedPeak]) -> str:

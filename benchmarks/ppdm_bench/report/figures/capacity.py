@@ -62,6 +62,12 @@ def cubic_rows(records: Iterable[Record]) -> list[PeakRow]:
     return [row for row in rows if len(set(row.settings["shape"])) == 1]
 
 
+def of_largest_size(rows: Sequence[PeakRow]) -> list[PeakRow]:
+    """Return the rows of the largest cube."""
+    largest = max(map(size_of, rows), default=0)
+    return [row for row in rows if size_of(row) == largest]
+
+
 def setting_with_most_sizes(rows: Sequence[PeakRow], *, for_curves: bool = True) -> list[PeakRow]:
     """Return the rows of the setting with the most sizes; of equal ones, a GPU, more rows, and fewer options win.
 
@@ -73,7 +79,6 @@ def setting_with_most_sizes(rows: Sequence[PeakRow], *, for_curves: bool = True)
         for_curves: whether the requested width belongs to the setting too, and names with a single size are left out if
             others have several.
     """
-
     names = ["precision", "checkpointing", "batch_size", "channels_last", "compile", *["width"] * for_curves]
 
     def setting(row: PeakRow) -> tuple[object, ...]:

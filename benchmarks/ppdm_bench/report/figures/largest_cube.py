@@ -39,21 +39,18 @@ def budget_figure(lines: Sequence[PlanLine]) -> Figure:
     axes.set_yticks([place + middle for place in places.values()], names, fontsize=TEXT)
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(max(places.values()) + len(purposes) - 0.2, -0.8)
-    axes.set_xlim(0, 1.1 * max([line.cube or 0 for line in drawn] + _requested_edge(drawn)) or 1)
+    edges = set(drawn[0].record.shape)
+    requested = list(edges) if len(edges) == 1 else []
+    axes.set_xlim(0, 1.1 * max([*(line.cube or 0 for line in drawn), *requested]) or 1)
     axes.set_xlabel("edge of the largest cube that fits (voxels)", fontsize=TEXT)
-    for edge in _requested_edge(drawn):
+    for edge in requested:
         axes.axvline(edge, color=style.GREY, linewidth=0.8, linestyle=style.DASHED, zorder=0.9)
     style.title(figure, title_of(drawn))
     handles = [Patch(facecolor=_colour(purpose), label=phase_name(purpose)) for purpose in purposes]
     handles += style.kind_patches([line.record.kind for line in drawn])
     asked = [style.entry("requested size", color=style.GREY, linewidth=0.8, linestyle=style.DASHED)]
-    style.legend(figure, [*handles, *(asked if _requested_edge(drawn) else [])], columns=5)
+    style.legend(figure, [*handles, *asked * bool(requested)], columns=5)
     return figure
-
-
-def _requested_edge(lines: Sequence[PlanLine]) -> list[float]:
-    shape = set(lines[0].record.shape)
-    return [float(shape.pop())] if len(shape) == 1 else []
 
 
 def _colour(purpose: str) -> str:

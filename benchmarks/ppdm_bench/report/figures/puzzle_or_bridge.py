@@ -29,8 +29,7 @@ _SHIFTS = {"brownian": -0.15, "noise": 0.15}  # horizontal, so that the markers 
 def space_figure(records: Sequence[Record]) -> Figure:
     """Return quality by representation, with and without a bridge: one column per task and budget, one row per metric.
 
-    Args:
-        records: long-form records of ``ablate --configurations space``.
+    The records are those of ``ablate --configurations space``.
 
     Raises:
         ValueError: fewer than two representations have values both with and without a bridge.

@@ -81,11 +81,8 @@ def subjects_figure(records: Iterable[Record], title: str) -> Figure:
 def evaluations_figure(records: Iterable[Record], title: str) -> Figure:
     """Return one panel per metric: the mean over subjects against network evaluations, and each subject as a thin line.
 
-    Configurations without a network (the input, existing predictions) are dashed lines.
-
-    Args:
-        records: as for :func:`subjects_figure`.
-        title: text above the figure.
+    Configurations without a network (the input, existing predictions) are dashed lines. The arguments are those of
+    :func:`subjects_figure`.
 
     Raises:
         ValueError: no record has a value, or the records are of several data sets.

@@ -21,10 +21,7 @@ def speed_figure(records: Iterable[Record]) -> Figure:
 
     Points and bars are medians, thin lines quartiles. An estimate is a hollow point at the end of a dashed line. Times
     that are predicted for a card are hollow, with their expected range. A configuration without a time per step has a
-    name, but no bar.
-
-    Args:
-        records: long-form records; those that are not about time are ignored.
+    name, but no bar. Records that are not about time are ignored.
 
     Raises:
         ValueError: no record has a time.

@@ -118,12 +118,7 @@ def new_figure(column: Column, height: float) -> Figure:
 def panels(column: Column, number: int, height: float, head: float, across: int = 2) -> tuple[Figure, list[Axes]]:
     """Return a figure with `number` panels: one below the other in a single column, else up to `across` in a row.
 
-    Args:
-        column: width of the figure.
-        number: number of panels.
-        height: inches of a row of panels.
-        head: inches of title and legend.
-        across: panels in a row.
+    A row of panels has `height` inches; title and legend have `head` inches.
     """
     across = 1 if column == "single" else min(across, number)
     down = -(-number // across)
@@ -205,6 +200,12 @@ def spaced_ticks(values: Iterable[float], ratio: float = 1.5) -> list[float]:
     return kept
 
 
+def look_of(marker: Marker, hollow: bool, **more: Any) -> dict[str, Any]:
+    """Return the look of the points of a series: hollow if their values are predicted."""
+    face = "white" if hollow else marker.colour
+    return {"marker": marker.shape, "color": marker.colour, "markerfacecolor": face, **more}
+
+
 def hollow_points(axes: Axes, x: Sequence[float], y: Sequence[float], marker: Marker) -> None:
     """Draw unfilled markers, which stand for predictions."""
     axes.plot(x, y, marker=marker.shape, color=marker.colour, **HOLLOW)
@@ -236,12 +237,7 @@ def end_label(axes: Axes, x: float, y: float, text: str, colour: str) -> Annotat
 
 
 def move_apart(figure: Figure, panels: Sequence[Sequence[Annotation]]) -> None:
-    """Move the labels of each panel up and down so that they do not overlap.
-
-    Args:
-        figure: the complete figure, whose layout is final.
-        panels: the labels of each panel.
-    """
+    """Move the labels of each panel up and down so that they do not overlap; the figure must be complete."""
     figure.draw_without_rendering()
     points = 72 / figure.dpi
     for labels in panels:

@@ -152,6 +152,5 @@ def _draw(axes: Axes, panel: Sequence[CostPoint], colours: Mapping[str, str], sh
         axes.plot([p.cost for p in line], [p.quality for p in line], color=colours[factor], linewidth=0.9, zorder=2)
         for point in line:
             marker = style.Marker(shapes[point.scores.width or 0], colours[factor])
-            face = marker.colour if point.kind == "measured" else "white"
-            look: dict[str, Any] = {"markerfacecolor": face, "markersize": 4.5, "markeredgewidth": 0.9, "zorder": 3}
-            axes.plot([point.cost], [point.quality], color=marker.colour, marker=marker.shape, **look)
+            look = style.look_of(marker, point.kind != "measured", markersize=4.5, markeredgewidth=0.9)
+            axes.plot([point.cost], [point.quality], zorder=3, **look)

@@ -40,10 +40,7 @@ def ablation_table(records: Iterable[Record]) -> pd.DataFrame:
     (subjects); step_seconds during the training, pace_seconds as measured before it, train_seconds, volume_seconds;
     peak_allocated in bytes by phase and kind, at the shape of the volumes, and at other shapes, which end the name;
     then for each metric the mean, `_sd`, and the paired difference from the default with its interval (`_difference`,
-    `_low`, `_high`, bootstrap, 95 %) and `_p` (Wilcoxon); status and reason.
-
-    Args:
-        records: long-form records; those of other commands are ignored.
+    `_low`, `_high`, bootstrap, 95 %) and `_p` (Wilcoxon); status and reason. Records of other commands are ignored.
     """
     rows = gather_ablation(records)
     lines = [_line(row, rows) for row in rows]
@@ -127,8 +124,8 @@ def _columns(rows: Sequence[AblationRow]) -> Columns[AblationRow]:
         Heading("pace_seconds", "s per step", significant, number=True, note=timed): lambda row: row.costs.get(
             "step_seconds"
         ),
-        Heading("train_gib", "GiB train", gib, number=True, best="min", note=memory): lambda row: _peak(row, "train"),
-        Heading("sample_gib", "GiB sample", gib, number=True, rank=1, best="min"): lambda row: _peak(row, "sample"),
+        Heading("train_gib", "GiB train", gib, True, 0, "min", memory): lambda row: row.peak("train", "predicted"),
+        Heading("sample_gib", "GiB sample", gib, True, 1, "min"): lambda row: row.peak("sample", "predicted"),
     }
     for metric in ("psnr", "ssim", "sharpness"):
         unit = rows[0].scores.units.get(metric, "")
@@ -142,10 +139,6 @@ def _columns(rows: Sequence[AblationRow]) -> Columns[AblationRow]:
         note = f"{name.partition(' dB')[0].capitalize()}: on the block grid of the cell's own representation."
         columns[Heading(measure, name, rank=1, note=note)] = _quality(rows, measure)
     return columns
-
-
-def _peak(row: AblationRow, phase: str) -> float | None:
-    return row.peak(phase, "predicted")
 
 
 def _quality(rows: Sequence[AblationRow], name: str) -> Callable[[AblationRow], TextCell | None]:

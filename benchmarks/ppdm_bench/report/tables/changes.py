@@ -20,7 +20,7 @@ from ppdm_bench.records import Record, RecordError, RecordFile
 from ppdm_bench.report.metrics import loss
 from ppdm_bench.report.statistics import LEVEL, paired_difference
 from ppdm_bench.report.tables.render import Columns, Heading, Page, table_of
-from ppdm_bench.units import gib, significant
+from ppdm_bench.units import gib, shape_text, significant
 
 VERDICTS = ("worse", "better", "unchanged", "unclear", "only old", "only new")
 MEMORY_TOLERANCE = 0.01  # of a measurement on a GPU: library workspaces differ from run to run
@@ -174,8 +174,7 @@ def _name(record: Record) -> str:
 
 
 def _label(record: Record) -> str:
-    shape = "×".join(map(str, record.shape))
-    words = [record.label, record.task, record.phase, shape, record.precision]
+    words = [record.label, record.task, record.phase, shape_text(record.shape), record.precision]
     words += [f"{record.checkpointing} checkpointing"] * (record.checkpointing not in ("none", ""))
     words += [f"{record.steps} evaluations"] * (record.steps is not None)
     words += [f"seed {record.seed}"] * (record.seed is not None)

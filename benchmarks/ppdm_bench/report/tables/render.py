@@ -128,14 +128,7 @@ def table_of(
     within: Collection[str] = (),
     sources: Callable[[T], tuple[str, ...]] = lambda row: (),
 ) -> Table:
-    """Return a table of objects: one row for each object.
-
-    Args:
-        rows: the objects.
-        columns: by heading, a function that returns the value of an object.
-        within: as for :class:`Table`.
-        sources: returns the sources of an object.
-    """
+    """Return a table with one row for each object; `sources` returns those of an object."""
     lines = [TableRow(tuple(value(row) for value in columns.values()), sources(row)) for row in rows]
     return Table([*columns], lines, within)
 

@@ -48,8 +48,7 @@ def speed_table(rows: Iterable[TimingRow]) -> pd.DataFrame:
 def speed_page(records: Iterable[Record]) -> Page:
     """Return the table for people, one row per configuration, and :func:`speed_table` as data.
 
-    Args:
-        records: long-form records; those that are not about time are ignored.
+    Records that are not about time are ignored.
 
     Raises:
         ValueError: no record has a time.
