@@ -305,11 +305,13 @@ def save(figure: Figure, stem: Path) -> tuple[Path, Path]:
 
 
 def _rendered(figure: Figure, file_format: str) -> bytes:
-    undated = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Creator": None, "Producer": None}}
+    options: dict[str, dict[str, Any]] = {
+        "png": {"metadata": {"Software": None}, "pil_kwargs": {"compress_level": 0}},  # compressed once, at the end
+        "pdf": {"metadata": {"CreationDate": None, "Creator": None, "Producer": None}},
+    }
     buffer = BytesIO()
-    unpacked: dict[str, Any] = {"png": {"pil_kwargs": {"compress_level": 0}}, "pdf": {}}  # compressed once, at the end
     with mpl.rc_context(_STYLE):
-        figure.savefig(buffer, format=file_format, dpi=300, metadata=undated[file_format], **unpacked[file_format])
+        figure.savefig(buffer, format=file_format, dpi=300, **options[file_format])
     if file_format == "pdf":
         return buffer.getvalue()
     return _compressed(buffer, palette=not figure.findobj(lambda artist: isinstance(artist, AxesImage | QuadMesh)))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from operator import itemgetter, methodcaller
 from typing import TYPE_CHECKING, Any
 
 from ppdm_bench.records import Record
@@ -135,11 +136,7 @@ def _means(rows: Sequence[_Row]) -> Table:
     for place, (metric, unit) in enumerate({row["metric"]: row["unit"] for row in rows}.items()):
         note = arrows if ideal(metric) != 0 else "→0: near 0 is best."
         headings.append(Heading(metric, metric_name(metric, unit), number=True, rank=int(place > 0), note=note))
-    return table_of(list(cells.values()), {heading: _getter(heading.key) for heading in headings})
-
-
-def _getter(name: str) -> Callable[[_Row], Any]:
-    return lambda row: row.get(name)
+    return table_of(list(cells.values()), {heading: methodcaller("get", heading.key) for heading in headings})
 
 
 def _mean(row: _Row) -> tuple[float | None, str]:
@@ -165,7 +162,7 @@ def _p(p: float) -> str:
 
 _INTERVAL = f"Interval: percentile bootstrap of the mean difference ({RESAMPLES:,} resamples of subjects)."
 _DIFFERENCE: Columns[_Row] = {
-    Heading("name", "method"): _getter("name"),
+    Heading("name", "method"): itemgetter("name"),
     Heading("metric"): lambda row: metric_name(row["metric"], row["unit"]),
     Heading("difference", number=True): lambda row: signed(row["difference"], row["unit"]),
     Heading("interval", "95 % interval", note=_INTERVAL): lambda row: interval(row["low"], row["high"], row["unit"]),
@@ -173,8 +170,8 @@ _DIFFERENCE: Columns[_Row] = {
         *("p", "p", _p),
         number=True,
         note="p: Wilcoxon signed-rank test, two-sided, not corrected for the number of comparisons.",
-    ): _getter("p"),
-    Heading("pairs", "n", number=True): _getter("pairs"),
+    ): itemgetter("p"),
+    Heading("pairs", "n", number=True): itemgetter("pairs"),
 }
 
 
