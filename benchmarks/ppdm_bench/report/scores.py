@@ -98,7 +98,7 @@ class Scores:
 
     @property
     def training_key(self) -> tuple[Hashable, ...]:
-        """What identifies a training: data, budget, name and design, without the number of evaluations."""
+        """The fields that identify a training: data, budget, name, and design without the number of evaluations."""
         return self.data, self.train_steps, self.label, _design_without_steps(self.design)
 
     @property
@@ -128,7 +128,7 @@ class Scores:
         return fmean(values.values()) if values else None
 
     def ranked(self, metric: str) -> list[tuple[str, float]]:
-        """Return all scans with their values, the best first; empty if neither more nor less is always better."""
+        """Return all scans with their values, the best first; empty if the metric has an ideal value, such as 0."""
         if ideal(metric) is not None:
             return []
         values = [(name, value) for (_, name), value in self.scans[metric].items()]
@@ -171,8 +171,8 @@ def _means(pairs: Iterable[tuple[K, float]]) -> dict[K, float]:
 def by_configuration(records: Iterable[Record]) -> list[Scores]:
     """Return the scores of each network, training budget, number of evaluations and precision.
 
-    They are in the order of the records; records without a subject are ignored. If a label has networks of several
-    widths, the variant has the width; if it still has several trainings, their numbers of steps.
+    They are in the order of the records; records without a subject are ignored. If scores of one label have several
+    widths, their variants have the width; if they then still have several training lengths, also the number of steps.
 
     Raises:
         ValueError: the records are of several data sets or conventions, so that their numbers cannot be compared.
@@ -231,9 +231,9 @@ def is_of_curve(record: Record) -> bool:
 
 
 def data_and_convention(record: Record) -> str:
-    """Return data set and convention as JSON: equal for records whose numbers can be compared.
+    """Return data set and convention as JSON; the text is equal for records whose numbers can be compared.
 
-    The list of metrics is left out: it depends on the block grids of the methods and does not change any value.
+    The list of metrics is left out, because it depends on the block grids of the methods and does not change any value.
     """
     convention = {**(record.options.get("convention") or {})}
     convention.pop("metrics", None)
@@ -241,9 +241,9 @@ def data_and_convention(record: Record) -> str:
 
 
 def configuration_of(record: Record) -> str:
-    """Return what identifies the configuration of a score: all options except those of the case.
+    """Return a text that is equal for scores of one configuration: its data and its options.
 
-    Runs are identified by their weights and not by their name, existing predictions by their name.
+    The name is part of it only for existing predictions: runs are identified by their weights.
     """
     options = {name: value for name, value in record.options.items() if name not in ("convention", "files")}
     name = "" if "weights" in options else record.label

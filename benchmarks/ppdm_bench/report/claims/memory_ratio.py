@@ -1,4 +1,4 @@
-"""Memory of full 3-D relative to the claimed method at equal settings, by factor, kind and device."""
+"""Memory of full 3-D relative to that of the claimed method at equal settings, by factor, kind and device."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from ppdm_bench.units import shape_text
 
 @dataclass(frozen=True)
 class Ratios:
-    """Memory of full 3-D over that of the claimed method, one ratio for each setting that both have.
+    """Memory of full 3-D divided by that of the claimed method, one ratio for each setting that both have.
 
     Attributes:
-        name: method with its factor.
-        factor: factor only.
-        kind: kind of both sides.
+        name: name of the method with its factor.
+        factor: the puzzle factor.
+        kind: kind of the records of both methods.
         where: device in words.
         on_cpu: whether the device is the CPU, on which only small volumes are measured.
         ratios: one per setting.
         settings: the settings in words.
-        sources: records of both sides.
+        sources: references of the records of both methods.
     """
 
     name: str

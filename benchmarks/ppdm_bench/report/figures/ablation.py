@@ -107,7 +107,10 @@ def ablation_figure(records: Sequence[Record]) -> Figure:
 
 
 def _columns(rows: Sequence[AblationRow]) -> dict[str, dict[str, list[AblationRow]]]:
-    """Return for each axis, by level, the rows that differ from the default only there; variations are an axis too."""
+    """Return for each axis the rows by level, of cells that differ from the default only in this axis.
+
+    Variations, which have no levels, are one more axis.
+    """
     default = next((row.cell["levels"] for row in rows if row.cell["default"]), None)
     if default is None:
         return {}
@@ -158,7 +161,7 @@ def _memory(row: AblationRow) -> list[PlottedValue]:
 
 
 def _seconds(row: AblationRow) -> list[PlottedValue]:
-    """Return the step time measured before all trainings, whose values are comparable; else that of the training."""
+    """Return the step time measured before all trainings, which is comparable between cells; else that of training."""
     seconds = row.costs.get("step_seconds", row.step_seconds)
     return [] if seconds is None else [PlottedValue(seconds)]
 

@@ -74,7 +74,7 @@ class ComparedPeak:
 
     @property
     def error(self) -> float:
-        """Relative error of the prediction, predicted / found − 1, in percent."""
+        """Relative error of the prediction, predicted / found − 1, in percent; 0 if the run was out of memory."""
         return 100 * (self.predicted_gib / self.found_gib - 1) if self.finished else 0.0
 
     @property

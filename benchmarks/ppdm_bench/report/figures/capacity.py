@@ -69,7 +69,7 @@ def of_largest_size(rows: Sequence[PeakRow]) -> list[PeakRow]:
 
 
 def setting_with_most_sizes(rows: Sequence[PeakRow], *, for_curves: bool = True) -> list[PeakRow]:
-    """Return the rows of the setting with the most sizes; of equal ones, a GPU, more rows, and fewer options win.
+    """Return the rows of the setting with the most sizes; then a GPU, more rows, and fewer options are preferred.
 
     A setting is precision, checkpointing, batch size, preset, memory format, compilation and CPU or GPU. Rows of
     different settings are not points of one curve.

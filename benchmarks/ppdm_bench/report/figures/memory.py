@@ -153,7 +153,7 @@ def _look(kind: str, phase: str, checkpointing: object) -> dict[str, Any]:
 
 
 def _draw(axes: Axes, dots: Sequence[Dot], rows: Sequence[PeakRow], reference: str) -> list[tuple[float, Text]]:
-    """Draw the dots of a line and the labels of its ends; return the right label with its size in GiB."""
+    """Draw the dots of a line and the labels at its ends; return the right label with the size in GiB of its dot."""
     found = sorted((dot.size, n) for n, dot in enumerate(dots) if dot.size is not None)
     left, place = axes.get_xlim()[0], dots[0].place
     if found:

@@ -68,7 +68,7 @@ class CostPoint:
 
     @property
     def space(self) -> str:
-        """The fields on which the cost depends: method, representation and window."""
+        """The fields on which the cost depends as JSON: method, representation and window."""
         return _space(self.scores.method, self.scores.design)
 
     @property
@@ -122,7 +122,7 @@ def with_largest_peaks(points: Sequence[Scores], rows: Sequence[PeakRow]) -> lis
 
 
 def with_times_of_one_device(library: Library, points: Sequence[Scores]) -> list[CostPoint]:
-    """Return the points whose time per volume is known for one device and size: those with the most times of points.
+    """Return the points whose time per volume is known, for the device and size with the most of them.
 
     Of equally many, measured times are preferred, then large volumes, whose time matters most. Empty if there are none.
     """

@@ -62,7 +62,7 @@ class Change:
         record: one of the records, from the new set if possible.
         verdict: one of :data:`VERDICTS`; ``unclear`` is a difference above the threshold, but within the noise.
         old, new: the two values; for quality, means over the common subjects.
-        share: new / old − 1; None if old is 0, or if a measurement failed in one set only.
+        share: new / old − 1; None if a value is missing, if old is 0, or if a measurement failed in one set only.
         how: the criterion of the verdict, in words.
         subjects: the subjects of an evaluation.
     """
@@ -128,7 +128,7 @@ def _first(group: Group) -> Record:
 
 
 def _matched(before: dict[Key, Group], after: dict[Key, Group]) -> list[tuple[Group, Group]]:
-    """Pair the groups of both sets by all options, then evaluations by fewer fields; others get an empty partner."""
+    """Pair the groups of both sets by all options, then evaluations by fewer fields; others are paired with nothing."""
     pairs: list[tuple[Group, Group]] = []
     for level in (None, *_LEVELS):
         old, new = (groups if level is None else _unique(groups, level) for groups in (before, after))
@@ -237,7 +237,7 @@ def _verdict(pairs: Sequence[tuple[Record, Record]], was: float, now: float, thr
 
 
 def _paired(pairs: Sequence[tuple[Record, Record]], share: float, threshold: float, sign: str) -> tuple[str, str]:
-    """Judge quality: the difference exceeds the threshold, and its interval lies on one side of zero."""
+    """Judge quality: it changed if the difference exceeds the threshold and its interval does not contain zero."""
     losses = [loss(a.metric, float(a.value or 0), float(b.value or 0)) for a, b in pairs]
     difference = paired_difference(losses, [0.0] * len(losses))
     how = f"{difference.n} subjects, p {difference.p:.3g}"
@@ -250,7 +250,7 @@ def _paired(pairs: Sequence[tuple[Record, Record]], share: float, threshold: flo
 
 
 def _distributions(first: Record, second: Record, threshold: float) -> tuple[str, str]:
-    """Judge times: the medians differ by more than the threshold, and the distributions of the samples differ."""
+    """Judge times: they changed if the medians differ by more than the threshold and a test tells the samples apart."""
     from scipy.stats import mannwhitneyu  # takes a second to load
 
     was, now = median(first.samples), median(second.samples)

@@ -165,7 +165,7 @@ def _volumes_per_second(row: TimingRow) -> str | None:
 
 
 def _sampling_rate(row: TimingRow) -> str | None:
-    """Return the rate for the volume with the most evaluations, in which other work has the smallest share."""
+    """Return the rate for the volume with the most evaluations, where work outside the network has the least share."""
     return _rate(next((timing for timing in reversed(row.volumes.values()) if timing.seconds is not None), None))
 
 
