@@ -15,7 +15,7 @@ from ppdm_bench.grouping import grouped
 from ppdm_bench.records import KINDS, Record
 from ppdm_bench.report.figures import style
 from ppdm_bench.report.figures.capacity import CARDS, cards_entry, cards_with_room, few_names
-from ppdm_bench.report.figures.style import PHASE_COLOURS, SMALL, TEXT
+from ppdm_bench.report.figures.style import PHASE_COLOURS, SMALL, TEXT, Marker
 from ppdm_bench.report.rows import (
     STATUS_NAMES,
     PeakRow,
@@ -28,7 +28,6 @@ from ppdm_bench.report.rows import (
 )
 from ppdm_bench.units import GIB, ratio, significant
 
-_FILLS = {"predicted": "white", "published": "0.85"}  # measured dots have the colour of their phase
 _LINE = 0.145  # inches
 
 
@@ -140,16 +139,10 @@ def _title(rows: Sequence[PeakRow], reference: str, omitted: int) -> str:
 
 
 def _look(kind: str, phase: str, checkpointing: object) -> dict[str, Any]:
-    colour = PHASE_COLOURS.get(phase, style.SKY)
     plain = checkpointing == "none"
-    return {
-        "linestyle": "",
-        "marker": "o" if plain else "D",
-        "markersize": 5 if plain else 4,
-        "color": colour,
-        "markerfacecolor": _FILLS.get(kind, colour),
-        "markeredgewidth": 1.1,
-    }
+    marker = Marker("o" if plain else "D", PHASE_COLOURS.get(phase, style.SKY))
+    look = style.look_of(marker, kind == "predicted", linestyle="", markersize=5 if plain else 4, markeredgewidth=1.1)
+    return look | ({"markerfacecolor": "0.85"} if kind == "published" else {})
 
 
 def _draw(axes: Axes, dots: Sequence[Dot], rows: Sequence[PeakRow], reference: str) -> list[tuple[float, Text]]:

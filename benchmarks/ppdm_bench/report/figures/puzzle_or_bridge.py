@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import fmean
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -58,9 +57,8 @@ def space_figure(records: Sequence[Record]) -> Figure:
         f"Puzzle or bridge? {headline(records)} {plural(rows[0].evaluations or 0, 'network evaluation')}. "
         "Large: means; small: subjects.",
     )
-    full: dict[str, Any] = {"markeredgewidth": 0}
     entries = [
-        style.points_entry(_NAMES[name], marker, **full, markerfacecolor=marker.colour)
+        style.points_entry(_NAMES[name], marker, markerfacecolor=marker.colour, markeredgewidth=0)
         for name, marker in _BRIDGES.items()
     ]
     style.legend(figure, entries, columns=2)
@@ -88,10 +86,9 @@ def _draw(axes: Axes, rows: Sequence[AblationRow], spaces: Sequence[str], metric
         if values:
             bridge = row.cell["levels"]["bridge"]
             x = spaces.index(row.cell["levels"]["space"]) + _SHIFTS[bridge]
-            look: dict[str, Any] = {"marker": _BRIDGES[bridge].shape, "color": _BRIDGES[bridge].colour}
-            small: dict[str, Any] = {"markersize": 2, "alpha": 0.5, "markeredgewidth": 0}
-            axes.plot([x + 0.14] * len(values), values, linestyle="", **small, **look)
-            axes.plot([x], [fmean(values)], linestyle="", markersize=4.5, **look)
+            look = style.look_of(_BRIDGES[bridge], hollow=False, linestyle="")
+            axes.plot([x + 0.14] * len(values), values, markersize=2, alpha=0.5, markeredgewidth=0, **look)
+            axes.plot([x], [fmean(values)], markersize=4.5, **look)
     axes.yaxis.set_major_locator(MaxNLocator(4))
 
 

@@ -72,15 +72,14 @@ class Curve:
 
 def curves_of(records: Sequence[Record]) -> list[Curve]:
     """Return the learning curves in records, one for each data set, design, budget and number of evaluations."""
-    found: dict[str, dict[float, Scores]] = {}
-    about: dict[str, tuple[int, float | None]] = {}
+    found: dict[str, Curve] = {}
     scored = [one for one in records if is_of_curve(one) and one.metric == METRIC and one.value is not None]
     for record in sorted(scored, key=lambda one: one.options["curve"]["share"]):
         curve, one = record.options["curve"], Scores.empty_for(record)
         key = json.dumps([one.data, one.design or one.label, one.evaluations, curve["of"], one.seconds], sort_keys=True)
-        about[key] = int(curve["of"]), one.seconds
-        found.setdefault(key, {}).setdefault(float(curve["share"]), one).add(record, seed_of(record))
-    return [Curve(scores, *about[key]) for key, scores in found.items()]
+        whole = found.setdefault(key, Curve({}, int(curve["of"]), one.seconds))
+        whole.scores.setdefault(float(curve["share"]), one).add(record, seed_of(record))
+    return list(found.values())
 
 
 def show(library: Library) -> FigureContent:
