@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from ppdm_bench.report.figures import style
-from ppdm_bench.report.figures.style import PHASE_COLOURS, TEXT
+from ppdm_bench.report.figures.style import TEXT
 from ppdm_bench.report.rows import phase_name
 from ppdm_bench.report.tables.budget import PlanLine, title_of
 
@@ -32,7 +32,7 @@ def budget_figure(lines: Sequence[PlanLine]) -> Figure:
     style.plain_axes(axes, grid="x")
     for line in drawn:
         place, edge = places[line.method] + purposes.index(line.purpose), line.cube or 0
-        axes.barh(place, edge, height=height, **style.bar_style(line.record.kind, _colour(line.purpose)))
+        axes.barh(place, edge, height=height, **style.bar_style(line.record.kind, style.phase_colour(line.purpose)))
         style.write_beside(axes, edge, place, f"{edge:.0f}³" if edge else "none", 3, **style.ON_WHITE)
     middle = (len(purposes) - 1) / 2
     names = [style.wrap_label(method, 40) for method in methods]
@@ -46,12 +46,8 @@ def budget_figure(lines: Sequence[PlanLine]) -> Figure:
     for edge in requested:
         axes.axvline(edge, color=style.GREY, linewidth=0.8, linestyle=style.DASHED, zorder=0.9)
     style.title(figure, title_of(drawn))
-    handles = [Patch(facecolor=_colour(purpose), label=phase_name(purpose)) for purpose in purposes]
+    handles = [Patch(facecolor=style.phase_colour(purpose), label=phase_name(purpose)) for purpose in purposes]
     handles += style.kind_patches([line.record.kind for line in drawn])
     asked = [style.entry("requested size", color=style.GREY, linewidth=0.8, linestyle=style.DASHED)]
     style.legend(figure, [*handles, *asked * bool(requested)], columns=5)
     return figure
-
-
-def _colour(purpose: str) -> str:
-    return PHASE_COLOURS.get(purpose, style.SKY)

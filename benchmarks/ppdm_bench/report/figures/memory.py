@@ -15,7 +15,7 @@ from ppdm_bench.grouping import grouped
 from ppdm_bench.records import KINDS, Record
 from ppdm_bench.report.figures import style
 from ppdm_bench.report.figures.capacity import CARDS, cards_entry, cards_with_room, few_names
-from ppdm_bench.report.figures.style import PHASE_COLOURS, SMALL, TEXT, Marker
+from ppdm_bench.report.figures.style import SMALL, TEXT, Marker
 from ppdm_bench.report.rows import (
     STATUS_NAMES,
     PeakRow,
@@ -138,9 +138,9 @@ def _title(rows: Sequence[PeakRow], reference: str, omitted: int) -> str:
     return what + compared + (f" The table has {omitted} more rows." if omitted else "")
 
 
-def _look(kind: str, phase: str, checkpointing: object) -> dict[str, Any]:
+def _look(colour: str, kind: str, checkpointing: str) -> dict[str, Any]:
     plain = checkpointing == "none"
-    marker = Marker("o" if plain else "D", PHASE_COLOURS.get(phase, style.SKY))
+    marker = Marker("o" if plain else "D", colour)
     look = style.look_of(marker, kind == "predicted", linestyle="", markersize=5 if plain else 4, markeredgewidth=1.1)
     return look | ({"markerfacecolor": "0.85"} if kind == "published" else {})
 
@@ -152,7 +152,7 @@ def _draw(axes: Axes, dots: Sequence[Dot], rows: Sequence[PeakRow], reference: s
     if found:
         axes.plot([left, found[-1][0]], [place] * 2, color="0.85", linewidth=0.6, zorder=1)
     for dot in dots:
-        look = _look(dot.row.kind, dot.phase, dot.row.settings["checkpointing"])
+        look = _look(style.phase_colour(dot.phase), dot.row.kind, dot.row.settings["checkpointing"])
         if dot.size is not None:
             axes.plot([dot.size], [place], zorder=3, **look)
         else:
@@ -215,14 +215,13 @@ def _legend(dots: Sequence[Dot]) -> list[Artist]:
     rows = [dot.row for dot in dots]
     handles: list[Artist] = []
     for phase in dict.fromkeys(dot.phase for dot in dots):
-        handles.append(style.entry(phase_name(phase), **_look("measured", phase, "none")))
+        handles.append(style.entry(phase_name(phase), **_look(style.phase_colour(phase), "measured", "none")))
     for kind in KINDS:
         if any(row.kind == kind for row in rows):
-            handles.append(style.entry(kind, **_look(kind, "", "none") | {"color": "0.4"}))
+            handles.append(style.entry(kind, **_look("0.4", kind, "none")))
     for checkpointing in dict.fromkeys(row.settings["checkpointing"] for row in rows):
         if checkpointing != "none":
-            look = _look("predicted", "", checkpointing) | {"color": "0.4"}
-            handles.append(style.entry(f"{checkpointing} checkpointing", **look))
+            handles.append(style.entry(f"{checkpointing} checkpointing", **_look("0.4", "predicted", checkpointing)))
     if empty := {dot.outcome == "skipped" for dot in dots if dot.size is None}:
         label = "no value: " + " or ".join("skipped" if skipped else "failed" for skipped in sorted(empty))
         handles.append(style.entry(label, marker="X", markersize=5, linestyle="", color="0.45"))

@@ -43,7 +43,7 @@ BROWN, PINK, GREY, YELLOW, SKY = "#ca9161", "#fbafe4", "#949494", "#ece133", "#5
 # Colours of series, the most distinct first, without light colours.
 SERIES = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, "#000000", BROWN)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-PHASE_COLOURS = {"train": BLUE, "sample": ORANGE, "autoencoder_train": GREEN, "decode": PURPLE}
+_PHASE_COLOURS = {"train": BLUE, "sample": ORANGE, "autoencoder_train": GREEN, "decode": PURPLE}
 
 DASHED = (0, (4, 2))
 DOTTED = (0, (1, 1.5))
@@ -87,6 +87,11 @@ def markers_of_colours(colours: Mapping[str, str]) -> dict[str, Marker]:
         free = [shape for shape in (marker.shape, *MARKERS) if shape not in taken]
         found[name] = Marker(free[0] if free else marker.shape, colours[name])
     return found
+
+
+def phase_colour(phase: str) -> str:
+    """Return the colour of a phase; all unknown phases have one colour."""
+    return _PHASE_COLOURS.get(phase, SKY)
 
 
 def method_colours(records: Iterable[Record]) -> dict[str, str]:
