@@ -81,6 +81,18 @@ def test_methods_have_their_own_colours_and_shapes() -> None:
     assert len({mark.colour for mark in marks.values()}) == len({mark.shape for mark in marks.values()}) == 8
 
 
+@pytest.mark.parametrize(("words", "columns"), [("short", 6), ("a long name of one entry", 4)])
+def test_a_legend_has_as_many_columns_as_fit_into_the_figure(words: str, columns: int) -> None:
+    figure = style.new_figure("double", 2)
+    figure.add_subplot()
+    style.legend(figure, [style.entry(f"{words} {n}") for n in range(6)], columns=6)
+    (legend,) = figure.legends
+    figure.draw_without_rendering()
+    box = legend.get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
+    assert len({round(text.get_window_extent().x0) for text in legend.get_texts()}) == columns
+
+
 def test_names_that_share_a_colour_have_different_shapes() -> None:
     colours = {f"name {n}": style.SERIES[0] if n in (2, 10, 11) else style.SERIES[1] for n in range(12)}
     found = style.markers_of_colours(colours)

@@ -153,16 +153,13 @@ def wrap_row_label(row: PeakRow, settings: Iterable[str], characters: int) -> st
 
 
 def legend(figure: Figure, handles: Sequence[Artist], columns: int) -> None:
-    """Place the legend below the axes, where it covers no data."""
-    figure.legend(
-        handles=list(handles),
-        loc="outside lower center",
-        ncols=columns,
-        fontsize=SMALL,
-        frameon=False,
-        handlelength=1.8,
-        columnspacing=1.4,
-    )
+    """Place the legend below the axes, where it covers no data, with fewer columns if it is wider than the figure."""
+    look: dict[str, Any] = {"fontsize": SMALL, "frameon": False, "handlelength": 1.8, "columnspacing": 1.4}
+    for number in range(columns, 0, -1):
+        placed = figure.legend(handles=list(handles), loc="outside lower center", ncols=number, **look)
+        if number == 1 or placed.get_window_extent().width <= figure.bbox.width:
+            return
+        placed.remove()
 
 
 def plain_axes(axes: Axes, grid: Literal["x", "y", "both"], x: str = "", y: str = "") -> None:
