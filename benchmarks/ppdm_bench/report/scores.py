@@ -188,8 +188,8 @@ def by_configuration(records: Iterable[Record]) -> list[Scores]:
         empty = Scores.empty_for(record)
         key = (record.method, record.variant, record.steps, record.precision, empty.width, empty.train_steps)
         found.setdefault(key, empty).add(record)
-    by_width = _distinguished(found.values(), lambda one: f"width {one.width}")
-    return _distinguished(by_width, lambda one: f"{one.train_steps} training steps")
+    by_width = _distinguished(found.values(), lambda one: f"width {one.width}" if one.width else "")
+    return _distinguished(by_width, lambda one: f"{one.train_steps} training steps" if one.train_steps else "")
 
 
 def _distinguished(everything: Collection[Scores], words: Callable[[Scores], str]) -> list[Scores]:
