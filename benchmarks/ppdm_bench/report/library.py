@@ -100,10 +100,8 @@ _CALL = re.compile(r"\(\) (got an unexpected|got multiple|missing \d+ required|t
 def reporting_altered_records(what: str) -> Iterator[None]:
     """Convert errors that options of an unexpected form cause into a ``RecordError``.
 
-    Errors of the code itself, such as a missing attribute or a call with a wrong argument, are not converted.
-
-    Args:
-        what: what is made from the records, for the message.
+    Errors of the code itself, such as a missing attribute or a call with a wrong argument, are not converted. The
+    message begins with `what`, the name of what is made from the records.
 
     Raises:
         RecordError: the records were altered, or another version wrote them.

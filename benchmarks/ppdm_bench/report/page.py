@@ -69,12 +69,9 @@ def page(library: Library, sections: Sequence[Section], absent: Sequence[str]) -
         absent: figures that could not be drawn, one sentence each.
     """
     names = "".join(f'<li><a href="#{escape(name)}">{escape(title)}</a></li>' for name, title, _, _ in sections)
-    wanted = dict.fromkeys(
-        source for _, _, shown, _ in sections for line in shown.table.rows for source in line.sources
-    )
-    groups = {
-        source: group for source, group in grouped(library.records, library.reference).items() if source in wanted
-    }
+    wanted = {source for _, _, shown, _ in sections for line in shown.table.rows for source in line.sources}
+    everything = grouped(library.records, library.reference)
+    groups = {source: group for source, group in everything.items() if source in wanted}
     missing = "".join(f"<li>{_prose(sentence)}</li>" for sentence in absent)
     return "\n".join(
         (
@@ -126,15 +123,12 @@ def _table(table: Table, groups: dict[str, list[Record]]) -> str:
 
 
 def _links(line: TableRow, groups: dict[str, list[Record]]) -> str:
-    links = []
-    for number, source in enumerate(line.sources, start=1):
-        # Picture data are not records: their file is named instead.
-        links.append(
-            f'<a href="#{_anchor(source)}" title="{escape(source)}">{number}</a>'
-            if source in groups
-            else f'<span title="{escape(source)}">picture</span>'
-        )
-    return " ".join(links)
+    return " ".join(
+        f'<a href="#{_anchor(source)}" title="{escape(source)}">{number}</a>'
+        if source in groups
+        else f'<span title="{escape(source)}">picture</span>'  # picture data are not records, so that no link exists
+        for number, source in enumerate(line.sources, start=1)
+    )
 
 
 def _anchor(reference: str) -> str:

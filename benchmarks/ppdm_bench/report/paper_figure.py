@@ -72,11 +72,6 @@ def write_paper_figure(
 ) -> dict[str, Path]:
     """Write pictures (PNG and PDF, each width), table (CSV, Markdown, LaTeX) and caption; return them by file ending.
 
-    Args:
-        figure, content: the figure to write.
-        folder: output folder.
-        columns: requested widths.
-
     Raises:
         OSError: the folder cannot be written.
     """

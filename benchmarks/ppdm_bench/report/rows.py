@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from ppdm_bench.grouping import grouped
 from ppdm_bench.records import PHASES, PURPOSES, Record
 from ppdm_bench.units import CONDITIONS, SETTINGS, setting_text
 
@@ -30,7 +32,7 @@ class PeakRow:
     kind: str
     method: str
     variant: str
-    settings: dict[str, object]
+    settings: dict[str, Any]
     records: dict[tuple[str, str], Record]
 
     @property
@@ -102,7 +104,7 @@ def gather_peaks(records: Iterable[Record]) -> list[PeakRow]:
     return [row for row in rows.values() if row.phases]
 
 
-def settings_of(record: Record) -> dict[str, object]:
+def settings_of(record: Record) -> dict[str, Any]:
     """Return the settings of the configuration of a record, without method, variant and phase."""
     width = record.options.get("width")
     found = {
@@ -134,9 +136,9 @@ def varying_settings(rows: Sequence[PeakRow]) -> list[str]:
     Rows of two kinds are not compared: a prediction may come from another machine than the measurement of the same
     configuration.
     """
-    kinds = {row.kind for row in rows}
-    groups = [[row.settings for row in rows if row.kind == kind] for kind in kinds]
-    return [name for name in (*SETTINGS, *CONDITIONS) if any(len({s[name] for s in group}) > 1 for group in groups)]
+    groups = grouped(rows, lambda row: row.kind).values()
+    names = (*SETTINGS, *CONDITIONS)
+    return [name for name in names if any(len({row.settings[name] for row in group}) > 1 for group in groups)]
 
 
 def common_settings(rows: Sequence[PeakRow]) -> str:

@@ -31,7 +31,7 @@ class Scores:
     """The values of one configuration.
 
     Attributes:
-        task, shape, method, variant, precision: of the first record.
+        task, method, variant, precision: of the first record.
         data: data set and convention as JSON; equal for scores that can be compared.
         design: the resolved method; empty if nothing was trained.
         evaluations: network evaluations per volume; None without a network.
@@ -45,7 +45,6 @@ class Scores:
 
     task: str
     data: str
-    shape: tuple[int, ...]
     method: str
     variant: str
     precision: str
@@ -61,19 +60,11 @@ class Scores:
     @classmethod
     def empty_for(cls, record: Record) -> Scores:
         """Return empty scores of the configuration of a record."""
+        data, design = data_and_convention(record), resolved_method(record)
         steps = (record.options.get("training") or {}).get("steps")
         seconds = (record.options.get("budgets") or {}).get("time")
         named = (record.method, record.variant, record.precision)
-        return cls(
-            record.task,
-            data_and_convention(record),
-            record.shape,
-            *named,
-            resolved_method(record),
-            record.steps,
-            steps,
-            seconds,
-        )
+        return cls(record.task, data, *named, design, record.steps, steps, seconds)
 
     def add(self, record: Record, seed: int | None = None) -> None:
         """Add the value of a record; of two records of one scan, the later one counts."""
@@ -105,13 +96,9 @@ class Scores:
         width = self.design.get("network", {}).get("width")
         return width if isinstance(width, int) else None
 
-    def with_width_in_variant(self) -> Scores:
-        """Return the same scores, whose label has the width."""
-        return replace(self, variant=f"{self.variant} width {self.width}".strip())
-
     @property
     def training_key(self) -> tuple[Hashable, ...]:
-        """What identifies a training: data, budget, name and design, without the number of evaluations."""
+        """The fields that identify a training: data, budget, name, and design without the number of evaluations."""
         return self.data, self.train_steps, self.label, _design_without_steps(self.design)
 
     @property
@@ -141,7 +128,7 @@ class Scores:
         return fmean(values.values()) if values else None
 
     def ranked(self, metric: str) -> list[tuple[str, float]]:
-        """Return all scans with their values, the best first; empty if neither more nor less is always better."""
+        """Return all scans with their values, the best first; empty if the metric has an ideal value, such as 0."""
         if ideal(metric) is not None:
             return []
         values = [(name, value) for (_, name), value in self.scans[metric].items()]
@@ -154,8 +141,10 @@ class Scores:
 
     @property
     def ranking_value(self) -> float:
-        """The mean over subjects of the ranking metric, negated if less is better, so that more is better."""
-        mean = fmean(self.subject_means(self.ranking_metric).values())
+        """The mean over subjects of the ranking metric, negated if less is better; minus infinity without values."""
+        mean = self.mean(self.ranking_metric)
+        if mean is None:
+            return float("-inf")
         return mean if is_higher_better(self.ranking_metric) else -mean
 
     def of_metric(self, metric: str) -> list[Record]:
@@ -180,9 +169,10 @@ def _means(pairs: Iterable[tuple[K, float]]) -> dict[K, float]:
 
 
 def by_configuration(records: Iterable[Record]) -> list[Scores]:
-    """Return the scores by method, variant, width, number of evaluations and precision, in the order of the records.
+    """Return the scores of each network, training budget, number of evaluations and precision.
 
-    Records without a subject are ignored. If a label has several widths, the variant has the width.
+    They are in the order of the records; records without a subject are ignored. If scores of one label have several
+    widths, their variants have the width; if they then still have several training lengths, also the number of steps.
 
     Raises:
         ValueError: the records are of several data sets or conventions, so that their numbers cannot be compared.
@@ -196,11 +186,20 @@ def by_configuration(records: Iterable[Record]) -> list[Scores]:
     found: dict[tuple[object, ...], Scores] = {}
     for record in records:
         empty = Scores.empty_for(record)
-        key = (record.method, record.variant, record.steps, record.precision, empty.width)
+        key = (record.method, record.variant, record.steps, record.precision, empty.width, empty.train_steps)
         found.setdefault(key, empty).add(record)
-    alike = grouped(found.values(), lambda one: one.label)
-    several = {label for label, same in alike.items() if len({one.width for one in same}) > 1}
-    return [one if one.label not in several else one.with_width_in_variant() for one in found.values()]
+    by_width = _distinguished(found.values(), lambda one: f"width {one.width}" if one.width else "")
+    return _distinguished(by_width, lambda one: f"{one.train_steps} training steps" if one.train_steps else "")
+
+
+def _distinguished(everything: Collection[Scores], words: Callable[[Scores], str]) -> list[Scores]:
+    """Return the scores; if scores of one label have different words, their variants have the words."""
+    of_label = grouped(everything, lambda one: one.label)
+    several = {label for label, same in of_label.items() if len({words(one) for one in same}) > 1}
+    return [
+        replace(one, variant=f"{one.variant} {words(one)}".strip()) if one.label in several else one
+        for one in everything
+    ]
 
 
 def by_design(records: Iterable[Record]) -> list[Scores]:
@@ -232,9 +231,9 @@ def is_of_curve(record: Record) -> bool:
 
 
 def data_and_convention(record: Record) -> str:
-    """Return data set and convention as JSON: equal for records whose numbers can be compared.
+    """Return data set and convention as JSON; the text is equal for records whose numbers can be compared.
 
-    The list of metrics is left out: it depends on the block grids of the methods and does not change any value.
+    The list of metrics is left out, because it depends on the block grids of the methods and does not change any value.
     """
     convention = {**(record.options.get("convention") or {})}
     convention.pop("metrics", None)
@@ -242,9 +241,9 @@ def data_and_convention(record: Record) -> str:
 
 
 def configuration_of(record: Record) -> str:
-    """Return what identifies the configuration of a score: all options except those of the case.
+    """Return a text that is equal for scores of one configuration: its data and its options.
 
-    Runs are identified by their weights and not by their name, existing predictions by their name.
+    The name is part of it only for existing predictions: runs are identified by their weights.
     """
     options = {name: value for name, value in record.options.items() if name not in ("convention", "files")}
     name = "" if "weights" in options else record.label
@@ -259,24 +258,6 @@ def _design_without_steps(design: Mapping[str, Any]) -> str:
 def best_evaluations(items: Iterable[Scores], key: Callable[[Scores], Hashable]) -> list[Scores]:
     """Return for each key the scores at the best number of network evaluations; of equally good ones, the first."""
     return [max(alike, key=lambda one: one.ranking_value) for alike in grouped(items, key).values()]
-
-
-def most_evaluations(
-    items: Iterable[T], key: Callable[[T], Hashable], of: Callable[[T], Any] = lambda item: item
-) -> list[T]:
-    """Return for each key the first of the items whose scores have the most network evaluations.
-
-    Args:
-        items: scores, or objects that have scores.
-        key: items with different keys do not compete.
-        of: returns the scores of an item.
-    """
-    most: dict[Hashable, T] = {}
-    for item in items:
-        known = most.setdefault(key(item), item)
-        if (of(item).evaluations or 0) > (of(known).evaluations or 0):
-            most[key(item)] = item
-    return list(most.values())
 
 
 def reference_of(series: Scores, everything: Sequence[Scores], label: str) -> Scores | None:
@@ -363,9 +344,14 @@ def group_title(points: Sequence[Scores]) -> str:
     names = {s for point in points for s in point.subject_means("psnr")}
     names = names or {s for point in points for metric in metrics for s in point.subject_means(metric)}
     where = plural(len(names), "subject") + (f" of {split}" if split else "")
-    shapes = {record.shape for point in points for record in point.records if record.shape}
-    size = "several sizes" if len(shapes) > 1 else shape_text(first.shape)
+    size = size_text(record for point in points for record in point.records)
     return ", ".join(filter(None, (first.task, where, size)))
+
+
+def size_text(records: Iterable[Record]) -> str:
+    """Return the size of the volumes in words: `36×48×44`, or `several sizes`; empty if no record has a shape."""
+    shapes = {record.shape for record in records if record.shape}
+    return "several sizes" if len(shapes) > 1 else "".join(map(shape_text, shapes))
 
 
 def seeds_text(scores: Iterable[Scores]) -> str:

@@ -60,9 +60,15 @@ class View:
     def __post_init__(self) -> None:
         texts = (self.label, self.config_id, self.unit)
         if self.role not in get_args(Role) or not all(isinstance(text, str) for text in texts):
-            raise ValueError(f"a view has a role, a label and a configuration, got {self.role!r}, {self.label!r}")
+            raise ValueError(
+                f"the role of a view is {', '.join(get_args(Role))}, and label, config_id and unit are text; "
+                f"got {self.role!r}, {self.label!r}, {self.config_id!r}, {self.unit!r}"
+            )
         if not isinstance(self.steps, int | None) or not all(isinstance(d, Mapping) for d in (self.design, self.env)):
-            raise ValueError(f"a view has steps, a design and an environment, got {self.steps!r} of {self.label}")
+            raise ValueError(
+                f"the steps of a view are a whole number or None, and design and env are mappings; got {self.steps!r}, "
+                f"{type(self.design).__name__} and {type(self.env).__name__} of {self.label}"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,16 +177,16 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
         if sum(member.file_size for member in members) > _MAX_BYTES:
-            raise ValueError(f"it claims more than {_MAX_BYTES >> 20} MiB")
+            raise ValueError(f"its arrays would take more than {_MAX_BYTES >> 20} MiB")
         return {member.filename.removesuffix(".npy"): _array(archive, member) for member in members}
 
 
 def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
     """Return an array as NumPy wrote it; `numpy.load` would allocate any shape that a damaged header states."""
     with archive.open(member) as stream:
-        content = BytesIO(stream.read(member.file_size))  # without a size, it could expand to more than is announced
+        content = BytesIO(stream.read(member.file_size))  # without a limit, it could expand beyond the stated size
     if np.lib.format.read_magic(content) != (1, 0):
-        raise ValueError("its arrays are of another version of NumPy's format")
+        raise ValueError("its arrays have another version of NumPy's format than 1.0")
     shape, by_column, dtype = np.lib.format.read_array_header_1_0(content)
     values = np.frombuffer(content.read(), dtype)  # refuses a dtype of objects
     return values.reshape(shape, order="F" if by_column else "C")

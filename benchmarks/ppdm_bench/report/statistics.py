@@ -4,32 +4,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
-
-K = TypeVar("K", bound=Hashable)
 
 RESAMPLES = 10_000
 LEVEL = 0.95
 ENOUGH_SUBJECTS = 6  # with fewer, the p of the Wilcoxon test cannot be below 0.05
-
-
-@dataclass(frozen=True)
-class Summary:
-    """Values of several subjects.
-
-    Attributes:
-        n: number of subjects.
-        mean: mean value.
-        sd: sample standard deviation (n − 1 in the denominator), None for a single subject.
-    """
-
-    n: int
-    mean: float
-    sd: float | None
 
 
 @dataclass(frozen=True)
@@ -50,28 +32,22 @@ class Difference:
     p: float
 
 
-def summary(values: Sequence[float]) -> Summary:
-    """Return mean and sample standard deviation.
+def mean_and_sd(values: Sequence[float]) -> tuple[float, float | None]:
+    """Return mean and sample standard deviation (n − 1 in the denominator); it is None for a single value.
 
     Raises:
         ValueError: there are no values, or some are not finite.
     """
     found = _finite(values)
-    return Summary(found.size, float(found.mean()), float(found.std(ddof=1)) if found.size > 1 else None)
+    return float(found.mean()), float(found.std(ddof=1)) if found.size > 1 else None
 
 
-def paired_difference(
-    values: Sequence[float], reference: Sequence[float], *, resamples: int = RESAMPLES, seed: int = 0
-) -> Difference:
+def paired_difference(values: Sequence[float], reference: Sequence[float]) -> Difference:
     """Return the mean paired difference, its percentile-bootstrap interval and the Wilcoxon signed-rank p.
 
-    Subjects are sampled with replacement `resamples` times; the interval contains the middle 95 % of the means (Efron &
-    Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13). With few subjects it is too narrow.
-
-    Args:
-        values, reference: one number per subject, in the same order.
-        resamples: number of bootstrap samples.
-        seed: random seed; equal seeds give equal intervals.
+    Subjects are sampled with replacement `RESAMPLES` times; the interval contains the middle 95 % of the means (Efron &
+    Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13). With few subjects it is too narrow. The random seed is
+    fixed, so that equal values give equal intervals. Both lists have one number per subject, in the same order.
 
     Raises:
         ValueError: the lengths differ, there are no values, or some are not finite.
@@ -79,11 +55,11 @@ def paired_difference(
     if len(values) != len(reference):
         raise ValueError(f"expected a reference for each of the {len(values)} values, got {len(reference)}")
     differences = _finite(values) - _finite(reference)
-    low, high = _bootstrap(differences, resamples, seed) if differences.size > 1 else (None, None)
+    low, high = _bootstrap(differences) if differences.size > 1 else (None, None)
     return Difference(differences.size, float(differences.mean()), low, high, signed_rank_p(differences))
 
 
-def common_difference(values: Mapping[K, float], reference: Mapping[K, float]) -> Difference | None:
+def common_difference(values: Mapping[str, float], reference: Mapping[str, float]) -> Difference | None:
     """Return the paired difference over the common subjects; None if there are none."""
     both = [subject for subject in values if subject in reference]
     return paired_difference([values[s] for s in both], [reference[s] for s in both]) if both else None
@@ -109,11 +85,16 @@ def smallest_p(n: int) -> float:
     return min(1.0, math.ldexp(1.0, 1 - n))
 
 
-def _bootstrap(values: np.ndarray, resamples: int, seed: int) -> tuple[float, float]:
-    sampled = np.random.default_rng(seed).integers(values.size, size=(resamples, values.size))
+def middle(values: np.ndarray) -> tuple[float, float]:
+    """Return the ends of the interval that contains the middle 95 % of the values."""
     outside = 50 * (1 - LEVEL)
-    low, high = np.percentile(values[sampled].mean(axis=1), (outside, 100 - outside)).tolist()
+    low, high = np.percentile(values, (outside, 100 - outside)).tolist()
     return low, high
+
+
+def _bootstrap(values: np.ndarray) -> tuple[float, float]:
+    sampled = np.random.default_rng(0).integers(values.size, size=(RESAMPLES, values.size))
+    return middle(values[sampled].mean(axis=1))
 
 
 def _finite(values: Sequence[float]) -> np.ndarray:

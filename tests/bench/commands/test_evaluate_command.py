@@ -712,6 +712,21 @@ def test_networks_of_different_widths_are_different_rows():
     assert [one.label for one in by_configuration(records[:1])] == ["x r=2"]
 
 
+def test_trainings_of_different_length_are_different_rows():
+    """Two trainings of one label in a folder must not replace each other in tables."""
+    records = [
+        replace(record, options={**record.options, "training": {"steps": steps, "seed": 0}})
+        for steps, value in ((100, 1.0), (1000, 2.0))
+        for record in records_of({"a": value}, method="x", variant="r=2", steps=4)
+    ]
+    untrained = records_of({"a": 3.0}, method="x", variant="r=2", steps=4)
+    assert [(one.label, one.subject_means("psnr")["a"]) for one in by_configuration([*records, *untrained])] == [
+        ("x r=2 100 training steps", 1.0),
+        ("x r=2 1000 training steps", 2.0),
+        ("x r=2", 3.0),
+    ]
+
+
 @pytest.mark.parametrize(
     ("metric", "unit", "name"),
     [

@@ -179,6 +179,14 @@ def test_the_space_figure_shows_each_representation_with_and_without_bridge(tmp_
     assert all(path.stat().st_size for path in save_figure(figure, tmp_path / "space"))
 
 
+@pytest.mark.slow
+def test_the_space_figure_leaves_out_a_representation_without_a_bridge():
+    whole = [(record, record.options["cell"]["levels"]) for record in everything()]
+    records = [record for record, levels in whole if (levels["space"], levels["bridge"]) != ("haar", "brownian")]
+    figure = space_figure(records)
+    assert [t.get_text() for t in figure.axes[-1].get_xticklabels()] == ["r=1\n(identity)", "r=2", "r=4"]
+
+
 def test_figures_of_a_single_cell_are_refused():
     for draw in (ablation_figure, space_figure):
         with pytest.raises(ValueError, match="nothing to draw"):

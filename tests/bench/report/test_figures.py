@@ -456,6 +456,20 @@ def test_seams_are_drawn_by_border_ratio_if_recorded_else_by_seam_index():
         assert label.split(" (")[0].capitalize() in shown.about
 
 
+def test_seams_of_a_pair_are_shown_once_at_the_most_evaluations():
+    records = [
+        record
+        for task in TASKS[:2]
+        for steps in (1, 10, 4)
+        for method in (OFF, PPDM)
+        for record in scores(method, task, [steps, steps + 1], metric="seam_index_r2", steps=steps)
+    ]
+    shown, figure = exhibit("seam-index", records)
+    at = [heading.key for heading in shown.table.headings].index("evaluations")
+    assert [(line.cells[0], line.cells[at]) for line in shown.table.rows] == [(task, 10) for task in TASKS[:2]]
+    assert len(figure.axes) == 2
+
+
 def test_captions_distinguish_phantoms_from_own_data():
     runs = [r for method in (PPDM, FULL_3D) for n in (1, 4) for r in scores(method, TASKS[0], [30.0, 31.0], steps=n)]
     first, *others = of_scans(runs)

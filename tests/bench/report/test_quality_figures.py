@@ -1,5 +1,7 @@
 """Figures of quality: values of every subject, and names of the configurations."""
 
+from dataclasses import replace
+
 import pytest
 
 from ppdm_bench.records import Record
@@ -78,6 +80,16 @@ def test_with_many_configurations_the_input_is_left_out():
     axes = subjects_figure(records([f"m={k}" for k in range(7)]), "t").axes[0]
     assert names(axes) == [f"m={k}" for k in range(7)]
     assert min(means(axes).values()) > 0
+
+
+def test_a_configuration_whose_values_all_failed_has_an_empty_row():
+    found = [
+        replace(record, value=None, status="error", reason="not finite") if record.variant == "b" else record
+        for record in records(["a", "b"])
+    ]
+    axes = subjects_figure(found, "t").axes[0]
+    assert names(axes) == ["input", "ppdm a", "ppdm b"]
+    assert means(axes).keys() == {0, 1}
 
 
 def test_the_axes_of_curves_have_a_plain_name_and_plain_numbers():

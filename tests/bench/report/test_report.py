@@ -330,6 +330,13 @@ def test_dots_lie_at_the_peak_and_predictions_are_hollow() -> None:
         assert shown in text
 
 
+def test_legend_entries_of_kinds_have_no_colour_of_a_phase() -> None:
+    legend = memory_figure(SMALL + PREDICTED).legends[0]
+    texts = [text.get_text() for text in legend.get_texts()]
+    faces = {text: line.get_markerfacecolor() for text, line in zip(texts, legend.get_lines(), strict=False)}
+    assert (faces["measured"], faces["predicted"]) == ("0.4", "white")
+
+
 def test_checkpointing_is_another_marker_in_the_same_row() -> None:
     drawn = memory_figure([peak("full", "train", 16), peak("full", "train", 7, checkpointing="block")])
     found = dots(drawn)

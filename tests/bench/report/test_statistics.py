@@ -6,21 +6,19 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ppdm_bench.report.statistics import ENOUGH_SUBJECTS, paired_difference, signed_rank_p, smallest_p, summary
+from ppdm_bench.report.statistics import ENOUGH_SUBJECTS, mean_and_sd, paired_difference, signed_rank_p, smallest_p
 
 
 def test_mean_and_sample_standard_deviation():
     # Deviations of 2, 4, 9 from 5 are −3, −1, 4; their squares add up to 26, and 26 / (3 − 1) = 13.
-    found = summary([2.0, 4.0, 9.0])
-    assert (found.n, found.mean) == (3, 5.0)
-    assert found.sd == pytest.approx(13**0.5)
-    assert summary([7.0]).sd is None
+    assert mean_and_sd([2.0, 4.0, 9.0]) == (5.0, pytest.approx(13**0.5))
+    assert mean_and_sd([7.0]) == (7.0, None)
 
 
 @pytest.mark.parametrize("values", [[], [1.0, float("nan")], [float("inf")]])
 def test_empty_and_not_finite_values_are_refused(values):
     with pytest.raises(ValueError, match="one finite number"):
-        summary(values)
+        mean_and_sd(values)
     with pytest.raises(ValueError, match="one finite number"):
         paired_difference(values, values)
 
@@ -59,10 +57,9 @@ def test_the_interval_agrees_with_that_of_all_resamples():
     assert found.high == pytest.approx(np.percentile(means, 97.5), abs=0.1)
 
 
-def test_the_same_seed_gives_the_same_interval():
+def test_equal_values_give_equal_intervals():
     a, b = np.random.default_rng(0).normal(size=(2, 9))
     assert paired_difference(a, b) == paired_difference(a, b)
-    assert paired_difference(a, b).low != paired_difference(a, b, seed=1).low
 
 
 def test_one_subject_has_no_interval_and_no_significance():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +12,6 @@ from matplotlib.text import Text
 from PIL import Image
 
 from ppdm_bench.report.figures import style
-from ppdm_bench.report.scores import most_evaluations
 
 
 @pytest.mark.parametrize("limits", [(0.9, 1.3), (0.07, 0.18), (1.5, 40), (0.2, 200), (1e-3, 1e5)])
@@ -83,11 +81,16 @@ def test_methods_have_their_own_colours_and_shapes() -> None:
     assert len({mark.colour for mark in marks.values()}) == len({mark.shape for mark in marks.values()}) == 8
 
 
-def test_each_configuration_is_selected_at_its_most_evaluations_in_order() -> None:
-    results = [
-        SimpleNamespace(label=a, evaluations=n) for a, n in [("a", 1), ("b", None), ("a", 10), ("a", 4), ("b", 2)]
-    ]
-    assert most_evaluations(results, lambda r: r.label) == [results[2], results[4]]
+@pytest.mark.parametrize(("words", "columns"), [("short", 6), ("a long name of one entry", 4)])
+def test_a_legend_has_as_many_columns_as_fit_into_the_figure(words: str, columns: int) -> None:
+    figure = style.new_figure("double", 2)
+    figure.add_subplot()
+    style.legend(figure, [style.entry(f"{words} {n}") for n in range(6)], columns=6)
+    (legend,) = figure.legends
+    figure.draw_without_rendering()
+    box = legend.get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
+    assert len({round(text.get_window_extent().x0) for text in legend.get_texts()}) == columns
 
 
 def test_names_that_share_a_colour_have_different_shapes() -> None:

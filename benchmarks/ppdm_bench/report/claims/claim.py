@@ -97,12 +97,7 @@ class Claim:
 def require_all(effects: Sequence[Effect], missing: Sequence[str], scope: str) -> Finding:
     """Return the finding of a rule that requires all deciding effects to pass, and no record to be missing.
 
-    A single failed effect decides, even if records are missing.
-
-    Args:
-        effects: deciding effects and others.
-        missing: records that the rule needs and that are missing, in words.
-        scope: data, sizes and budgets of the effects.
+    A single failed effect decides, even if records are missing. `missing` names the missing records in words.
     """
     deciding = [effect for effect in effects if effect.passed is not None]
     failed = [effect.what for effect in deciding if not effect.passed]

@@ -94,9 +94,7 @@ def best_comparison(
     one with the most subjects is used, then with the most seeds, the smallest factor, and the most training steps.
 
     Args:
-        evidence: records and method.
-        task: one of the tasks.
-        role: role of the other method.
+        evidence, task, role: the records and the claimed method, one task, and the role of the other method.
         factor: puzzle factor of the claimed method; empty for the smallest that was scored.
         same_factor: whether the other method must have the same factor.
         equal_steps: whether the other method must have the same number of evaluations.
@@ -164,8 +162,7 @@ def comparison_effect(evidence: Evidence, comparison: Comparison, margin: float)
 def comparisons_of(evidence: Evidence, role: Role, **options: Any) -> tuple[list[Comparison], list[str]]:
     """Return the comparisons on all claimed tasks and on own data, and the claimed tasks without a comparison.
 
-    Args:
-        evidence, role, options: as for :func:`best_comparison`.
+    The options are those of :func:`best_comparison`.
     """
     own = dict.fromkeys(point.task for point in evidence.library.points if not point.is_synthetic)
     tasks = dict.fromkeys((*evidence.tasks, *own))

@@ -1,4 +1,4 @@
-"""Memory of full 3-D relative to the claimed method at equal settings, by factor, kind and device."""
+"""Memory of full 3-D relative to that of the claimed method at equal settings, by factor, kind and device."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from ppdm_bench.units import shape_text
 
 @dataclass(frozen=True)
 class Ratios:
-    """Memory of full 3-D over that of the claimed method, one ratio for each setting that both have.
+    """Memory of full 3-D divided by that of the claimed method, one ratio for each setting that both have.
 
     Attributes:
-        name: method with its factor.
-        factor: factor only.
-        kind: kind of both sides.
+        name: name of the method with its factor.
+        factor: the puzzle factor.
+        kind: kind of the records of both methods.
         where: device in words.
         on_cpu: whether the device is the CPU, on which only small volumes are measured.
         ratios: one per setting.
         settings: the settings in words.
-        sources: records of both sides.
+        sources: references of the records of both methods.
     """
 
     name: str
@@ -38,13 +38,7 @@ class Ratios:
 
 
 def memory_ratios(evidence: Evidence, metric: str, *, largest: bool = False) -> list[Ratios]:
-    """Return the ratios of a metric at the training peak.
-
-    Args:
-        evidence: records and method.
-        metric: metric of memory.
-        largest: whether to keep only the largest size that both have.
-    """
+    """Return the ratios of a metric of memory at the training peak; if `largest`, only of the largest common size."""
     found = [r for r in evidence.library.records if r.command == "memory" and r.metric == metric and r.phase == "train"]
     # A prediction has a complete value even if it exceeds the memory of the card.
     found = [r for r in found if r.value and (r.status == "ok" or r.kind == "predicted")]
@@ -64,13 +58,12 @@ def memory_ratios(evidence: Evidence, metric: str, *, largest: bool = False) -> 
 def _ratios(evidence: Evidence, key: tuple[str, str, str], pairs: list[tuple[Record, Record]]) -> Ratios:
     factor, kind, where = key
     own = pairs[0][0]
-    shapes = dict.fromkeys(shape_text(r.shape) for r, _ in sorted(pairs, key=lambda pair: prod(pair[0].shape)))
     lists = (
-        shapes,
-        dict.fromkeys(r.precision for r, _ in pairs),
-        dict.fromkeys(f"checkpointing {r.checkpointing}" for r, _ in pairs),
+        [shape_text(r.shape) for r, _ in sorted(pairs, key=lambda pair: prod(pair[0].shape))],
+        [r.precision for r, _ in pairs],
+        [f"checkpointing {r.checkpointing}" for r, _ in pairs],
     )
-    settings = "; ".join(", ".join(found) for found in lists)
+    settings = "; ".join(", ".join(dict.fromkeys(found)) for found in lists)
     # If a setting was recorded twice, the later pair counts.
     latest = {_setting(mine): (mine, other) for mine, other in pairs}
     ratios = tuple(float(other.value or 0) / float(mine.value or 1) for mine, other in latest.values())

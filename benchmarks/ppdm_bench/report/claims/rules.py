@@ -31,7 +31,7 @@ from ppdm_bench.report.claims.memory_ratio import Ratios, memory_ratios
 from ppdm_bench.report.loss_pairs import SEAMLESS_DB, LossPair, loss_pairs
 from ppdm_bench.report.metrics import SEAMS
 from ppdm_bench.report.scores import Scores, factor_text, resolved_method
-from ppdm_bench.report.statistics import LEVEL, RESAMPLES, paired_difference
+from ppdm_bench.report.statistics import LEVEL, RESAMPLES, middle, paired_difference
 from ppdm_bench.units import plural, shape_text
 
 HALF = 0.5  # "substantially"
@@ -110,7 +110,7 @@ def _faster(evidence: Evidence) -> Finding:
 
 
 def _timed_pairs(evidence: Evidence, timed: Sequence[Record]) -> list[tuple[Record, Record]]:
-    """Return times of the method at its own evaluations and of full 3-D, for the largest volumes that a device has."""
+    """Return times of the method at its own evaluations and of full 3-D, for the largest volumes timed on a device."""
     own_steps = (evidence.method.get("sampling") or {}).get("steps")
     found: list[tuple[Record, Record]] = []
     for device in dict.fromkeys(map(_device, timed)):
@@ -141,8 +141,7 @@ def _speed_up(evidence: Evidence, own: Record, other: Record) -> Effect:
     fast, slow = np.asarray(own.samples), np.asarray(other.samples)
     drawn = np.random.default_rng(0)
     medians = [np.median(x[drawn.integers(x.size, size=(RESAMPLES, x.size))], axis=1) for x in (slow, fast)]
-    outside = 50 * (1 - LEVEL)
-    low, high = np.percentile(medians[0] / medians[1], (outside, 100 - outside)).tolist()
+    low, high = middle(medians[0] / medians[1])
     value = float(np.median(slow) / np.median(fast))
     enough = min(fast.size, slow.size) >= 3
     n = f"{fast.size} and {slow.size} repetitions; bootstrap 95 % of medians; {_inverse_ratio(value, low, high)}"
@@ -168,7 +167,7 @@ def _speed_label(own: Record, other: Record) -> str:
 
 
 def _inverse_ratio(value: float, low: float, high: float) -> str:
-    """Return the inverse ratio in words: the time of the method over that of full 3-D."""
+    """Return the inverse ratio in words: the time of the method divided by that of full 3-D."""
     return f"the other way {1 / value:.3g} ({1 / high:.3g} to {1 / low:.3g})"
 
 
@@ -204,7 +203,7 @@ def _grid(evidence: Evidence) -> Finding:
 
 
 def _claimed_loss_pairs(evidence: Evidence) -> list[LossPair]:
-    """Return the claimed method with and without the loss, if possible at its own number of evaluations."""
+    """Return the pairs of the claimed method with enough subjects, if possible at its own number of evaluations."""
     pairs = [pair for pair in loss_pairs(evidence.library.points) if is_claimed_method(pair.on.design, evidence.method)]
     pairs = [pair for pair in pairs if pair.on.task in evidence.tasks or not pair.on.is_synthetic]
     steps = (evidence.method.get("sampling") or {}).get("steps")
@@ -238,7 +237,10 @@ def _bridge(evidence: Evidence) -> Finding:
 
 
 def _stability(evidence: Evidence, comparison: Comparison) -> Effect | None:
-    """Return the ratio of the standard deviations over seeds, with the bridge over from noise; interval by F."""
+    """Return the standard deviation over seeds with the bridge, divided by that from noise, with its F interval.
+
+    It is None with too few seeds, or if all seeds from noise have equal values.
+    """
     ours, theirs = (list(point.means_by_seed("psnr").values()) for point in (comparison.own, comparison.other))
     if min(len(ours), len(theirs)) < MIN_SEEDS or not stdev(theirs):
         return None

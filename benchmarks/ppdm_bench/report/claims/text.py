@@ -12,6 +12,7 @@ from ppdm_bench.report.tables.render import Heading, Table, TableRow, to_markdow
 
 Verdicts = Sequence[tuple[Claim, Finding]]
 
+_EFFECT = ("what", "kind", "value", "low", "high", "unit", "n", "passed")
 _SHOWN_REFERENCES = 4  # a row lists so many references of a file, and counts the others
 
 
@@ -23,14 +24,9 @@ def effects_table(decided: Verdicts) -> Table:
     lines = []
     for claim, finding in decided:
         for effect in finding.effects or (None,):
-            cells = (
-                (effect.what, effect.kind, effect.value, effect.low, effect.high, effect.unit, effect.n, effect.passed)
-                if effect
-                else (None,) * 8
-            )
-            lines.append(
-                TableRow((claim.key, finding.verdict, *cells, finding.scope), effect.sources if effect else ())
-            )
+            cells = (getattr(effect, name, None) for name in _EFFECT)
+            sources = effect.sources if effect else ()
+            lines.append(TableRow((claim.key, finding.verdict, *cells, finding.scope), sources))
     return Table(headings, lines)
 
 

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from ppdm_bench.records import Record
@@ -53,10 +52,7 @@ def ablation_figure(records: Sequence[Record]) -> Figure:
 
     Quality is the paired difference from the default at equal steps, with its bootstrap interval, so that tasks with
     different values share a scale. Seams are measured on the block grid of the representation. Memory is the peak of
-    training: predicted markers are hollow, measured ones filled.
-
-    Args:
-        records: long-form records of ``ablate``.
+    training: predicted markers are hollow, measured ones filled. The records are those of ``ablate``.
 
     Raises:
         ValueError: only the default has values.
@@ -106,12 +102,15 @@ def ablation_figure(records: Sequence[Record]) -> Figure:
         f"{headline(records)} {rows[0].amount:.0f} steps, {plural(n, 'network evaluation')}. Quality: "
         f"difference from the default{shaded} and its 95 % interval over subjects. Memory: predicted (hollow).",
     )
-    style.legend(figure, [Line2D([], [], **_look(marker), label=task) for task, marker in marks.items()], columns=4)
+    style.legend(figure, [style.entry(task, **_look(marker)) for task, marker in marks.items()], columns=4)
     return figure
 
 
 def _columns(rows: Sequence[AblationRow]) -> dict[str, dict[str, list[AblationRow]]]:
-    """Return for each axis, by level, the rows that differ from the default only there; variations are an axis too."""
+    """Return for each axis the rows by level, of cells that differ from the default only in this axis.
+
+    Variations, which have no levels, are one more axis.
+    """
     default = next((row.cell["levels"] for row in rows if row.cell["default"]), None)
     if default is None:
         return {}
@@ -162,7 +161,7 @@ def _memory(row: AblationRow) -> list[PlottedValue]:
 
 
 def _seconds(row: AblationRow) -> list[PlottedValue]:
-    """Return the step time measured before all trainings, whose values are comparable; else that of the training."""
+    """Return the step time measured before all trainings, which is comparable between cells; else that of training."""
     seconds = row.costs.get("step_seconds", row.step_seconds)
     return [] if seconds is None else [PlottedValue(seconds)]
 
@@ -186,14 +185,7 @@ def _logarithmic(axes: Axes) -> None:
 
 
 def _look(marker: Marker, hollow: bool = False) -> dict[str, Any]:
-    return {
-        "linestyle": "",
-        "marker": marker.shape,
-        "markersize": 3.5,
-        "color": marker.colour,
-        "markerfacecolor": "white" if hollow else marker.colour,
-        "markeredgewidth": 0.9,
-    }
+    return style.look_of(marker, hollow, linestyle="", markersize=3.5, markeredgewidth=0.9)
 
 
 def _name_levels(axes: Axes, levels: dict[str, list[AblationRow]]) -> None:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from statistics import median
 from typing import Any, Literal
 
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from ppdm_bench.grouping import grouped
@@ -74,7 +74,7 @@ class ComparedPeak:
 
     @property
     def error(self) -> float:
-        """Relative error of the prediction, predicted / found − 1, in percent."""
+        """Relative error of the prediction, predicted / found − 1, in percent; 0 if the run was out of memory."""
         return 100 * (self.predicted_gib / self.found_gib - 1) if self.finished else 0.0
 
     @property
@@ -119,12 +119,12 @@ def measured_pairs(records: Iterable[Record], metrics: Sequence[str] = ("peak_al
     rows = gather_peaks(records)
     pairs = []
     for row in rows:
-        prediction = prediction_of(row, rows)
-        for phase in row.phases if prediction is not None else ():
-            assert prediction is not None
-            for key in ((phase, metric) for metric in metrics):
-                if row.value(*key) and prediction.value(*key) is not None:
-                    pairs.append(ComparedPeak(row.records[key], prediction.records[key], verified=row.verified(phase)))
+        if (prediction := prediction_of(row, rows)) is None:
+            continue
+        for phase, metric in product(row.phases, metrics):
+            if row.value(phase, metric) and prediction.value(phase, metric) is not None:
+                found, predicted = (one.records[phase, metric] for one in (row, prediction))
+                pairs.append(ComparedPeak(found, predicted, verified=row.verified(phase)))
     return pairs
 
 
@@ -178,8 +178,7 @@ def validation_figure(records: Iterable[Record], look: Look = "gpu") -> Figure:
 def measured_figure(records: Iterable[Record]) -> Figure:
     """Return predicted against measured peaks (two columns wide), with errors of allocated and reserved memory.
 
-    Args:
-        records: long-form records. A measurement that failed or has no prediction is left out.
+    A measurement that failed or has no prediction is left out.
 
     Raises:
         ValueError: no measured peak has a prediction.
@@ -247,11 +246,7 @@ def agreement_figure(
 
 
 def agreement_table(records: Iterable[Record]) -> str:
-    """Return the pairs as Markdown: one row per published value, then the summary as in the figure.
-
-    Args:
-        records: as for :func:`validation_figure`.
-    """
+    """Return the pairs of :func:`validation_figure` as Markdown: one row per published value, then the summary."""
     pairs = published_pairs(list(records))
     columns: Columns[ComparedPeak] = {
         Heading("run"): lambda pair: _run(pair.found),
@@ -274,10 +269,7 @@ def agreement_table(records: Iterable[Record]) -> str:
 
 
 def measured_table(records: Iterable[Record]) -> str:
-    """Return the errors as Markdown: one row per method and size, then one row for all.
-
-    Args:
-        records: as for :func:`measured_figure`.
+    """Return the errors of :func:`measured_figure` as Markdown: one row per method and size, then one row for all.
 
     Raises:
         ValueError: no measured peak has a prediction.
@@ -316,11 +308,10 @@ def _gib(record: Record | None) -> float | None:
 
 def _run(record: Record) -> str:
     """Return the name of a published run: source, variant, size, checkpointing and step."""
-    size = "×".join(map(str, record.shape))
     recomputed = "" if record.checkpointing == "none" else f"checkpointing {record.checkpointing}"
     step = f"step {record.options['step']}" if len(record.options.get("step", "")) == 1 else ""
     source = (record.options["published"], record.method, record.precision) if "published" in record.options else ()
-    return ", ".join(filter(None, (*source, record.variant, size, recomputed, step)))
+    return ", ".join(filter(None, (*source, record.variant, shape_text(record.shape), recomputed, step)))
 
 
 def _machines(pairs: Sequence[ComparedPeak]) -> str:
@@ -413,12 +404,10 @@ def _out_of_memory(axes: Axes, groups: Groups, marks: Mapping[str, Marker]) -> N
 
 
 def _legend(labels: Mapping[str, str], marks: Mapping[str, Marker], rounded: bool, failed: bool) -> list[Artist]:
-    handles: list[Artist] = [style.points_entry(label, marks[name]) for name, label in labels.items()]
-    if rounded:
-        handles.append(Line2D([], [], color="0.7", linewidth=0.8, label="bar: rounding of the published value"))
-    if failed:
-        allocated = "out of memory: predicted allocated (marker: reserved)"
-        handles.append(Line2D([], [], color="0.3", linewidth=1.2, label=allocated))
-        capacity: dict[str, Any] = {"color": "black", "linewidth": 0.9, "linestyle": style.DASHED}
-        handles.append(Line2D([], [], **capacity, label="capacity of the GPU"))
-    return handles
+    of_rounding = style.entry("bar: rounding of the published value", color="0.7", linewidth=0.8)
+    of_failed = [
+        style.entry("out of memory: predicted allocated (marker: reserved)", color="0.3", linewidth=1.2),
+        style.entry("capacity of the GPU", color="black", linewidth=0.9, linestyle=style.DASHED),
+    ]
+    points = [style.points_entry(label, marks[name]) for name, label in labels.items()]
+    return [*points, *[of_rounding] * rounded, *of_failed * failed]

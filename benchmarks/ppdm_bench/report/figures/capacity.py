@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 
 from ppdm_bench.grouping import grouped
 from ppdm_bench.records import Record
-from ppdm_bench.report.figures.style import DASHED, GREY
+from ppdm_bench.report.figures.style import DASHED, GREY, entry
 from ppdm_bench.report.rows import PeakRow, gather_peaks
 
 # Nominal memory of GPUs in GB, the most common first. A "24 GB" card has 24 GiB, minus a part for ECC and the driver.
@@ -48,24 +48,28 @@ def cards_with_room(axes: Axes, axis: Literal[0, 1], gap: float) -> list[int]:
 
 def cards_entry() -> Line2D:
     """Return the legend entry of the memory of GPUs."""
-    return Line2D([], [], color=GREY, linewidth=0.6, linestyle=DASHED, label="memory of common GPUs")
+    return entry("memory of common GPUs", color=GREY, linewidth=0.6, linestyle=DASHED)
 
 
 def size_of(row: PeakRow) -> int:
     """Return the number of voxels along one axis of a cubic row."""
-    shape = row.settings["shape"]
-    assert isinstance(shape, tuple)
-    return int(shape[0])
+    return int(row.settings["shape"][0])
 
 
 def cubic_rows(records: Iterable[Record]) -> list[PeakRow]:
     """Return the rows of ``ppdm-bench memory`` for cubes."""
     rows = gather_peaks(record for record in records if record.command == "memory")
-    return [row for row in rows if isinstance(s := row.settings["shape"], tuple) and s and len(set(s)) == 1]
+    return [row for row in rows if len(set(row.settings["shape"])) == 1]
+
+
+def of_largest_size(rows: Sequence[PeakRow]) -> list[PeakRow]:
+    """Return the rows of the largest cube."""
+    largest = max(map(size_of, rows), default=0)
+    return [row for row in rows if size_of(row) == largest]
 
 
 def setting_with_most_sizes(rows: Sequence[PeakRow], *, for_curves: bool = True) -> list[PeakRow]:
-    """Return the rows of the setting with the most sizes; of equal ones, a GPU, more rows, and fewer options win.
+    """Return the rows of the setting with the most sizes; then a GPU, more rows, and fewer options are preferred.
 
     A setting is precision, checkpointing, batch size, preset, memory format, compilation and CPU or GPU. Rows of
     different settings are not points of one curve.
@@ -75,7 +79,6 @@ def setting_with_most_sizes(rows: Sequence[PeakRow], *, for_curves: bool = True)
         for_curves: whether the requested width belongs to the setting too, and names with a single size are left out if
             others have several.
     """
-
     names = ["precision", "checkpointing", "batch_size", "channels_last", "compile", *["width"] * for_curves]
 
     def setting(row: PeakRow) -> tuple[object, ...]:

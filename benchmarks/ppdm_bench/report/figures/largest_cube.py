@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from ppdm_bench.report.figures import style
 from ppdm_bench.report.figures.style import TEXT
+from ppdm_bench.report.rows import phase_name
 from ppdm_bench.report.tables.budget import PlanLine, title_of
-
-_COLOURS = {"train": style.BLUE, "sample": style.ORANGE}
-_NAMES = {"train": "training", "sample": "sampling"}
 
 
 def budget_figure(lines: Sequence[PlanLine]) -> Figure:
@@ -35,29 +32,22 @@ def budget_figure(lines: Sequence[PlanLine]) -> Figure:
     style.plain_axes(axes, grid="x")
     for line in drawn:
         place, edge = places[line.method] + purposes.index(line.purpose), line.cube or 0
-        axes.barh(place, edge, height=height, **style.bar_style(line.record.kind, _colour(line.purpose)))
+        axes.barh(place, edge, height=height, **style.bar_style(line.record.kind, style.phase_colour(line.purpose)))
         style.write_beside(axes, edge, place, f"{edge:.0f}³" if edge else "none", 3, **style.ON_WHITE)
     middle = (len(purposes) - 1) / 2
     names = [style.wrap_label(method, 40) for method in methods]
     axes.set_yticks([place + middle for place in places.values()], names, fontsize=TEXT)
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(max(places.values()) + len(purposes) - 0.2, -0.8)
-    axes.set_xlim(0, 1.1 * max([line.cube or 0 for line in drawn] + _requested_edge(drawn)) or 1)
+    edges = set(drawn[0].record.shape)
+    requested = list(edges) if len(edges) == 1 else []
+    axes.set_xlim(0, 1.1 * max([*(line.cube or 0 for line in drawn), *requested]) or 1)
     axes.set_xlabel("edge of the largest cube that fits (voxels)", fontsize=TEXT)
-    for edge in _requested_edge(drawn):
+    for edge in requested:
         axes.axvline(edge, color=style.GREY, linewidth=0.8, linestyle=style.DASHED, zorder=0.9)
     style.title(figure, title_of(drawn))
-    handles = [Patch(facecolor=_colour(purpose), label=_NAMES.get(purpose, purpose)) for purpose in purposes]
+    handles = [Patch(facecolor=style.phase_colour(purpose), label=phase_name(purpose)) for purpose in purposes]
     handles += style.kind_patches([line.record.kind for line in drawn])
-    asked = [Line2D([], [], label="requested size", color=style.GREY, linewidth=0.8, linestyle=style.DASHED)]
-    style.legend(figure, [*handles, *(asked if _requested_edge(drawn) else [])], columns=5)
+    asked = [style.entry("requested size", color=style.GREY, linewidth=0.8, linestyle=style.DASHED)]
+    style.legend(figure, [*handles, *asked * bool(requested)], columns=5)
     return figure
-
-
-def _requested_edge(lines: Sequence[PlanLine]) -> list[float]:
-    shape = set(lines[0].record.shape)
-    return [float(shape.pop())] if len(shape) == 1 else []
-
-
-def _colour(purpose: str) -> str:
-    return _COLOURS.get(purpose, style.SKY)

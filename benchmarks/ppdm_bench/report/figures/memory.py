@@ -9,14 +9,13 @@ from typing import Any
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
 from ppdm_bench.grouping import grouped
-from ppdm_bench.records import Record
+from ppdm_bench.records import KINDS, Record
 from ppdm_bench.report.figures import style
 from ppdm_bench.report.figures.capacity import CARDS, cards_entry, cards_with_room, few_names
-from ppdm_bench.report.figures.style import PHASE_COLOURS, SMALL, TEXT
+from ppdm_bench.report.figures.style import SMALL, TEXT, Marker
 from ppdm_bench.report.rows import (
     STATUS_NAMES,
     PeakRow,
@@ -29,8 +28,6 @@ from ppdm_bench.report.rows import (
 )
 from ppdm_bench.units import GIB, ratio, significant
 
-_KINDS = ("measured", "predicted", "published")
-_FILLS = {"predicted": "white", "published": "0.85"}  # measured dots have the colour of their phase
 _LINE = 0.145  # inches
 
 
@@ -119,7 +116,7 @@ def _places(groups: dict[str, list[PeakRow]]) -> tuple[list[list[Dot]], list[tup
     names: list[tuple[float, str]] = []
     top = 0.0
     for name, group in groups.items():
-        kinds = [kind for kind in _KINDS if any(row.kind == kind for row in group)]
+        kinds = [kind for kind in KINDS if any(row.kind == kind for row in group)]
         found = [
             (phase, own)
             for phase in all_phases(group)
@@ -141,27 +138,21 @@ def _title(rows: Sequence[PeakRow], reference: str, omitted: int) -> str:
     return what + compared + (f" The table has {omitted} more rows." if omitted else "")
 
 
-def _look(kind: str, phase: str, checkpointing: object) -> dict[str, Any]:
-    colour = PHASE_COLOURS.get(phase, style.SKY)
+def _look(colour: str, kind: str, checkpointing: str) -> dict[str, Any]:
     plain = checkpointing == "none"
-    return {
-        "linestyle": "",
-        "marker": "o" if plain else "D",
-        "markersize": 5 if plain else 4,
-        "color": colour,
-        "markerfacecolor": _FILLS.get(kind, colour),
-        "markeredgewidth": 1.1,
-    }
+    marker = Marker("o" if plain else "D", colour)
+    look = style.look_of(marker, kind == "predicted", linestyle="", markersize=5 if plain else 4, markeredgewidth=1.1)
+    return look | ({"markerfacecolor": "0.85"} if kind == "published" else {})
 
 
 def _draw(axes: Axes, dots: Sequence[Dot], rows: Sequence[PeakRow], reference: str) -> list[tuple[float, Text]]:
-    """Draw the dots of a line and the labels of its ends; return the right label with its size in GiB."""
+    """Draw the dots of a line and the labels at its ends; return the right label with the size in GiB of its dot."""
     found = sorted((dot.size, n) for n, dot in enumerate(dots) if dot.size is not None)
     left, place = axes.get_xlim()[0], dots[0].place
     if found:
         axes.plot([left, found[-1][0]], [place] * 2, color="0.85", linewidth=0.6, zorder=1)
     for dot in dots:
-        look = _look(dot.row.kind, dot.phase, dot.row.settings["checkpointing"])
+        look = _look(style.phase_colour(dot.phase), dot.row.kind, dot.row.settings["checkpointing"])
         if dot.size is not None:
             axes.plot([dot.size], [place], zorder=3, **look)
         else:
@@ -224,17 +215,16 @@ def _legend(dots: Sequence[Dot]) -> list[Artist]:
     rows = [dot.row for dot in dots]
     handles: list[Artist] = []
     for phase in dict.fromkeys(dot.phase for dot in dots):
-        handles.append(Line2D([], [], **_look("measured", phase, "none"), label=phase_name(phase)))
-    for kind in _KINDS:
+        handles.append(style.entry(phase_name(phase), **_look(style.phase_colour(phase), "measured", "none")))
+    for kind in KINDS:
         if any(row.kind == kind for row in rows):
-            handles.append(Line2D([], [], **_look(kind, "", "none") | {"color": "0.4"}, label=kind))
+            handles.append(style.entry(kind, **_look("0.4", kind, "none")))
     for checkpointing in dict.fromkeys(row.settings["checkpointing"] for row in rows):
         if checkpointing != "none":
-            look = _look("predicted", "", checkpointing) | {"color": "0.4"}
-            handles.append(Line2D([], [], **look, label=f"{checkpointing} checkpointing"))
+            handles.append(style.entry(f"{checkpointing} checkpointing", **_look("0.4", "predicted", checkpointing)))
     if empty := {dot.outcome == "skipped" for dot in dots if dot.size is None}:
         label = "no value: " + " or ".join("skipped" if skipped else "failed" for skipped in sorted(empty))
-        handles.append(Line2D([], [], marker="X", markersize=5, linestyle="", color="0.45", label=label))
+        handles.append(style.entry(label, marker="X", markersize=5, linestyle="", color="0.45"))
     if any((dot.size or 0) > min(CARDS) for dot in dots):
         handles.append(cards_entry())
     return handles

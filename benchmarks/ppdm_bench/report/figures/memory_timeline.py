@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
@@ -135,7 +136,7 @@ def save_timeline(timeline: MemoryTimeline, stem: Path) -> list[Path]:
 
 def _light(colour: str) -> tuple[float, float, float]:
     """Return a lighter colour, because colours of predicted values are lighter than those of measured values."""
-    red, green, blue = (int(colour[i : i + 2], 16) / 255 if colour[0] == "#" else 0.75 for i in (1, 3, 5))
+    red, green, blue = to_rgb(colour)
     return 0.35 + 0.65 * red, 0.35 + 0.65 * green, 0.35 + 0.65 * blue
 
 

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from ppdm_bench.records import Record
@@ -82,11 +81,8 @@ def subjects_figure(records: Iterable[Record], title: str) -> Figure:
 def evaluations_figure(records: Iterable[Record], title: str) -> Figure:
     """Return one panel per metric: the mean over subjects against network evaluations, and each subject as a thin line.
 
-    Configurations without a network (the input, existing predictions) are dashed lines.
-
-    Args:
-        records: as for :func:`subjects_figure`.
-        title: text above the figure.
+    Configurations without a network (the input, existing predictions) are dashed lines. The arguments are those of
+    :func:`subjects_figure`.
 
     Raises:
         ValueError: no record has a value, or the records are of several data sets.
@@ -115,7 +111,7 @@ def evaluations_figure(records: Iterable[Record], title: str) -> Figure:
     style.title(figure, f"{title} Thick: mean over subjects; thin: each subject.")
     networks = {series.label for series in everything if series.evaluations is not None}
     entries = [
-        Line2D([], [], label=plain_label(label), color=colour, linestyle="-" if label in networks else style.DASHED)
+        style.entry(plain_label(label), color=colour, linestyle="-" if label in networks else style.DASHED)
         for label, colour in colours.items()
     ]
     style.legend(figure, entries, columns=4)

@@ -7,7 +7,6 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from ppdm_bench.records import Record
 from ppdm_bench.report.figures import style
@@ -22,10 +21,7 @@ def speed_figure(records: Iterable[Record]) -> Figure:
 
     Points and bars are medians, thin lines quartiles. An estimate is a hollow point at the end of a dashed line. Times
     that are predicted for a card are hollow, with their expected range. A configuration without a time per step has a
-    name, but no bar.
-
-    Args:
-        records: long-form records; those that are not about time are ignored.
+    name, but no bar. Records that are not about time are ignored.
 
     Raises:
         ValueError: no record has a time.
@@ -58,9 +54,8 @@ def speed_figure(records: Iterable[Record]) -> Figure:
         curves.text(0.5, 0.5, "no volume was timed", transform=curves.transAxes, ha="center", fontsize=TEXT)
     style.title(figure, _title(rows))
     if any(timing.estimate for row in rows for timing in row.volumes.values()):
-        hollow = Line2D([], [], color="0.3", marker="o", markersize=4, markerfacecolor="white", linestyle=style.DASHED)
-        hollow.set_label("estimated from fewer evaluations")
-        style.legend(figure, [hollow], columns=1)
+        look: dict[str, Any] = {"marker": "o", "markersize": 4, "markerfacecolor": "white", "linestyle": style.DASHED}
+        style.legend(figure, [style.entry("estimated from fewer evaluations", color="0.3", **look)], columns=1)
     return figure
 
 

@@ -43,7 +43,7 @@ BROWN, PINK, GREY, YELLOW, SKY = "#ca9161", "#fbafe4", "#949494", "#ece133", "#5
 # Colours of series, the most distinct first, without light colours.
 SERIES = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, "#000000", BROWN)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-PHASE_COLOURS = {"train": BLUE, "sample": ORANGE, "autoencoder_train": GREEN, "decode": PURPLE}
+_PHASE_COLOURS = {"train": BLUE, "sample": ORANGE, "autoencoder_train": GREEN, "decode": PURPLE}
 
 DASHED = (0, (4, 2))
 DOTTED = (0, (1, 1.5))
@@ -89,8 +89,13 @@ def markers_of_colours(colours: Mapping[str, str]) -> dict[str, Marker]:
     return found
 
 
-def method_markers(records: Iterable[Record]) -> dict[str, Marker]:
-    """Assign a marker to every method with a resolved design, the same in all figures of the paper.
+def phase_colour(phase: str) -> str:
+    """Return the colour of a phase; all unknown phases have one colour."""
+    return _PHASE_COLOURS.get(phase, SKY)
+
+
+def method_colours(records: Iterable[Record]) -> dict[str, str]:
+    """Assign a colour to every method with a resolved design, the same in all figures of the paper.
 
     Methods with results of most commands come first: they are compared most often and should not share a colour.
     """
@@ -98,7 +103,8 @@ def method_markers(records: Iterable[Record]) -> dict[str, Marker]:
     for record in records:
         if record.options.get("resolved"):
             commands[record.method].add(record.command)
-    return markers(sorted(commands, key=lambda name: -len(commands[name])))
+    names = sorted(commands, key=lambda name: -len(commands[name]))
+    return {name: marker.colour for name, marker in markers(names).items()}
 
 
 def new_figure(column: Column, height: float) -> Figure:
@@ -117,12 +123,7 @@ def new_figure(column: Column, height: float) -> Figure:
 def panels(column: Column, number: int, height: float, head: float, across: int = 2) -> tuple[Figure, list[Axes]]:
     """Return a figure with `number` panels: one below the other in a single column, else up to `across` in a row.
 
-    Args:
-        column: width of the figure.
-        number: number of panels.
-        height: inches of a row of panels.
-        head: inches of title and legend.
-        across: panels in a row.
+    A row of panels has `height` inches; title and legend have `head` inches.
     """
     across = 1 if column == "single" else min(across, number)
     down = -(-number // across)
@@ -152,16 +153,13 @@ def wrap_row_label(row: PeakRow, settings: Iterable[str], characters: int) -> st
 
 
 def legend(figure: Figure, handles: Sequence[Artist], columns: int) -> None:
-    """Place the legend below the axes, where it covers no data."""
-    figure.legend(
-        handles=list(handles),
-        loc="outside lower center",
-        ncols=columns,
-        fontsize=SMALL,
-        frameon=False,
-        handlelength=1.8,
-        columnspacing=1.4,
-    )
+    """Place the legend below the axes, where it covers no data, with fewer columns if it is wider than the figure."""
+    look: dict[str, Any] = {"fontsize": SMALL, "frameon": False, "handlelength": 1.8, "columnspacing": 1.4}
+    for number in range(columns, 0, -1):
+        placed = figure.legend(handles=list(handles), loc="outside lower center", ncols=number, **look)
+        if number == 1 or placed.get_window_extent().width <= figure.bbox.width:
+            return
+        placed.remove()
 
 
 def plain_axes(axes: Axes, grid: Literal["x", "y", "both"], x: str = "", y: str = "") -> None:
@@ -204,14 +202,25 @@ def spaced_ticks(values: Iterable[float], ratio: float = 1.5) -> list[float]:
     return kept
 
 
+def look_of(marker: Marker, hollow: bool, **more: Any) -> dict[str, Any]:
+    """Return the look of the points of a series: hollow if their values are predicted."""
+    face = "white" if hollow else marker.colour
+    return {"marker": marker.shape, "color": marker.colour, "markerfacecolor": face, **more}
+
+
 def hollow_points(axes: Axes, x: Sequence[float], y: Sequence[float], marker: Marker) -> None:
     """Draw unfilled markers, which stand for predictions."""
     axes.plot(x, y, marker=marker.shape, color=marker.colour, **HOLLOW)
 
 
+def entry(label: str, **style: Any) -> Line2D:
+    """Return the legend entry of a line, or of its markers."""
+    return Line2D([], [], label=label, **style)
+
+
 def points_entry(label: str, marker: Marker, **style: Any) -> Line2D:
     """Return the legend entry of points without a line, unfilled by default."""
-    return Line2D([], [], **{"marker": marker.shape, "color": marker.colour, "label": label, **HOLLOW, **style})
+    return entry(label, **{"marker": marker.shape, "color": marker.colour, **HOLLOW, **style})
 
 
 def write_beside(
@@ -230,12 +239,7 @@ def end_label(axes: Axes, x: float, y: float, text: str, colour: str) -> Annotat
 
 
 def move_apart(figure: Figure, panels: Sequence[Sequence[Annotation]]) -> None:
-    """Move the labels of each panel up and down so that they do not overlap.
-
-    Args:
-        figure: the complete figure, whose layout is final.
-        panels: the labels of each panel.
-    """
+    """Move the labels of each panel up and down so that they do not overlap; the figure must be complete."""
     figure.draw_without_rendering()
     points = 72 / figure.dpi
     for labels in panels:
@@ -303,11 +307,13 @@ def save(figure: Figure, stem: Path) -> tuple[Path, Path]:
 
 
 def _rendered(figure: Figure, file_format: str) -> bytes:
-    undated = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Creator": None, "Producer": None}}
+    options: dict[str, dict[str, Any]] = {
+        "png": {"metadata": {"Software": None}, "pil_kwargs": {"compress_level": 0}},  # compressed once, at the end
+        "pdf": {"metadata": {"CreationDate": None, "Creator": None, "Producer": None}},
+    }
     buffer = BytesIO()
-    unpacked: dict[str, Any] = {"png": {"pil_kwargs": {"compress_level": 0}}, "pdf": {}}  # compressed once, at the end
     with mpl.rc_context(_STYLE):
-        figure.savefig(buffer, format=file_format, dpi=300, metadata=undated[file_format], **unpacked[file_format])
+        figure.savefig(buffer, format=file_format, dpi=300, **options[file_format])
     if file_format == "pdf":
         return buffer.getvalue()
     return _compressed(buffer, palette=not figure.findobj(lambda artist: isinstance(artist, AxesImage | QuadMesh)))

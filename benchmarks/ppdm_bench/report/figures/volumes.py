@@ -254,14 +254,9 @@ def colour_bar(
     beyond: tuple[bool, bool] = (False, False),
     orientation: Literal["vertical", "horizontal"] = "vertical",
 ) -> None:
-    """Draw a colour bar into the axes.
+    """Draw a colour bar between two limits into empty axes.
 
-    Args:
-        axes: empty axes.
-        limits: values at the two ends.
-        colours: name of the colour map.
-        beyond: whether values lie below the limits, and above them; such an end of the scale is pointed.
-        orientation: direction of the scale.
+    `beyond` states whether values lie below the limits, and above them; such an end of the bar is pointed.
     """
     extend = {(True, True): "both", (True, False): "min", (False, True): "max"}.get(beyond, "neither")
     scale = ScalarMappable(Normalize(*limits), COLOUR_MAPS[colours])

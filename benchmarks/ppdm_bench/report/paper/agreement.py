@@ -7,6 +7,7 @@ from statistics import median
 
 from matplotlib.figure import Figure
 
+from ppdm_bench.grouping import grouped
 from ppdm_bench.report.figures.agreement import ComparedPeak, agreement_figure, measured_pairs, published_pairs
 from ppdm_bench.report.figures.style import Column
 from ppdm_bench.report.library import Library
@@ -24,7 +25,7 @@ def show(library: Library) -> FigureContent:
             "peaks that were both predicted and measured or published; `ppdm-bench memory --device cpu` or "
             "benchmarks/harness/validate.sh makes them"
         )
-    groups = {name: [pair for pair in pairs if _group(pair) == name] for name in dict.fromkeys(map(_group, pairs))}
+    groups = grouped(pairs, _group)
     errors = {name: _summary(own) for name, own in groups.items()}
     about = (
         "Predicted peak of live tensor memory (peak_allocated) against the measured or published peak. First panel: "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ppdm_bench.report.figures.breakdown import PARTS, breakdown_figure
-from ppdm_bench.report.figures.capacity import cubic_rows, setting_with_most_sizes, size_of
+from ppdm_bench.report.figures.capacity import cubic_rows, of_largest_size, setting_with_most_sizes
 from ppdm_bench.report.library import Library
 from ppdm_bench.report.paper_figure import FigureContent, MissingRecords
 from ppdm_bench.report.rows import PeakRow, common_settings, phase_name
@@ -16,9 +16,7 @@ from ppdm_bench.units import gib
 def show(library: Library) -> FigureContent:
     """Return the parts of every peak of one setting and size."""
     rows = [row for row in cubic_rows(library.records) if any(metric == "activations" for _, metric in row.records)]
-    rows = setting_with_most_sizes(rows)
-    largest = max((size_of(row) for row in rows), default=0)
-    rows = [row for row in rows if size_of(row) == largest]
+    rows = of_largest_size(setting_with_most_sizes(rows))
     if not rows:
         raise MissingRecords("the parts of a peak (params, activations, ...); `ppdm-bench memory --res 256` makes them")
     records = [r for row in rows for r in row.records.values() if r.metric in (*PARTS, "peak_allocated")]

@@ -9,7 +9,7 @@ from typing import Any
 
 from ppdm_bench.grouping import grouped
 from ppdm_bench.records import Record
-from ppdm_bench.report.figures.capacity import cubic_rows, setting_with_most_sizes, size_of
+from ppdm_bench.report.figures.capacity import cubic_rows, of_largest_size, setting_with_most_sizes
 from ppdm_bench.report.figures.names import plain_label
 from ppdm_bench.report.library import Library
 from ppdm_bench.report.paper_figure import MissingRecords
@@ -68,7 +68,7 @@ class CostPoint:
 
     @property
     def space(self) -> str:
-        """The fields on which the cost depends: method, representation and window."""
+        """The fields on which the cost depends as JSON: method, representation and window."""
         return _space(self.scores.method, self.scores.design)
 
     @property
@@ -93,9 +93,7 @@ def trained_points(library: Library) -> list[Scores]:
 
 def rows_of_largest_cube(library: Library) -> list[PeakRow]:
     """Return the rows of memory of the largest cube, in the setting with the most sizes; empty if there are none."""
-    rows = setting_with_most_sizes(cubic_rows(library.records), for_curves=False)
-    largest = max((size_of(row) for row in rows), default=0)
-    return [row for row in rows if size_of(row) == largest]
+    return of_largest_size(setting_with_most_sizes(cubic_rows(library.records), for_curves=False))
 
 
 def with_largest_peaks(points: Sequence[Scores], rows: Sequence[PeakRow]) -> list[CostPoint]:
@@ -124,7 +122,7 @@ def with_largest_peaks(points: Sequence[Scores], rows: Sequence[PeakRow]) -> lis
 
 
 def with_times_of_one_device(library: Library, points: Sequence[Scores]) -> list[CostPoint]:
-    """Return the points whose time per volume is known for one device and size: those with the most times of points.
+    """Return the points whose time per volume is known, for the device and size with the most of them.
 
     Of equally many, measured times are preferred, then large volumes, whose time matters most. Empty if there are none.
     """

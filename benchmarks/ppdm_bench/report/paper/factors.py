@@ -9,7 +9,6 @@ from typing import Any
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from ppdm_bench.grouping import grouped
@@ -137,9 +136,9 @@ def _figure(costs: Sequence[Sequence[CostPoint]], axis_names: Sequence[str]) -> 
     hollow = " Hollow: predicted memory or time." * any(point.kind != "measured" for point in everything)
     style.title(figure, f"Puzzle factor r and network width after equal training time.{hollow}")
     entries: list[Artist] = [
-        *(Line2D([], [], color=colour, linewidth=1.2, label=f"r={factor}") for factor, colour in colours.items()),
+        *(style.entry(f"r={factor}", color=colour, linewidth=1.2) for factor, colour in colours.items()),
         *(style.points_entry(f"width {width}", style.Marker(shape, "0.3")) for width, shape in shapes.items()),
-        Line2D([], [], color="0.7", linewidth=0.9, label="no other point is better in both"),
+        style.entry("no other point is better in both", color="0.7", linewidth=0.9),
     ]
     style.legend(figure, entries, columns=len(entries))
     return figure
@@ -153,6 +152,5 @@ def _draw(axes: Axes, panel: Sequence[CostPoint], colours: Mapping[str, str], sh
         axes.plot([p.cost for p in line], [p.quality for p in line], color=colours[factor], linewidth=0.9, zorder=2)
         for point in line:
             marker = style.Marker(shapes[point.scores.width or 0], colours[factor])
-            face = marker.colour if point.kind == "measured" else "white"
-            look: dict[str, Any] = {"markerfacecolor": face, "markersize": 4.5, "markeredgewidth": 0.9, "zorder": 3}
-            axes.plot([point.cost], [point.quality], color=marker.colour, marker=marker.shape, **look)
+            look = style.look_of(marker, point.kind != "measured", markersize=4.5, markeredgewidth=0.9)
+            axes.plot([point.cost], [point.quality], zorder=3, **look)

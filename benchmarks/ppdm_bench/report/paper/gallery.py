@@ -39,7 +39,7 @@ _ROWS = 9  # more rows become two blocks side by side, if there is a single task
 _SPACE = 0.15  # between the blocks, relative to a picture
 _HEIGHTS = {1: (0.42,), 2: (0.68, 0.18)}  # vertical places of one or two colour bars in a cell
 
-ViewScores = dict[int, tuple[float | None, int | None]]  # PSNR and training steps, by identity of the view
+ViewScores = dict[int, tuple[float, int | None]]  # PSNR and training steps, by identity of the view
 
 
 def show(library: Library) -> FigureContent:
@@ -118,9 +118,9 @@ def _scores(shown: Sequence[Snapshot], library: Library) -> tuple[ViewScores, li
 
 def _worse(snapshot: Snapshot, scores: ViewScores) -> list[View]:
     """Return the predictions with a lower PSNR than the input."""
-    (limit, _) = next((scores[id(view)] for view in snapshot.of("input") if id(view) in scores), (None, None))
-    own = [(view, scores.get(id(view), (None, None))[0]) for view in _methods(snapshot)]
-    return [view for view, psnr in own if limit is not None and psnr is not None and psnr < limit]
+    inputs = [scores[id(view)][0] for view in snapshot.of("input") if id(view) in scores]
+    scored = [view for view in _methods(snapshot) if id(view) in scores]
+    return [view for view in scored if scores[id(view)][0] < inputs[0]] if inputs else []
 
 
 def _error(snapshot: Snapshot, view: View, plane: PlaneName) -> np.ndarray:

@@ -113,17 +113,11 @@ def _divided(case: ErrorPair) -> list[tuple[int, str]]:
 def _figure(cases: Sequence[ErrorPair], column: Column) -> Figure:
     figure = style.new_figure(column, height=0.95 + (2.0 if column == "double" else 3.5) * len(cases))
     double = column == "double"
-    grid = (
-        figure.add_gridspec(len(cases), 3, width_ratios=(1, 1, 1.6))
-        if double
-        else figure.add_gridspec(2 * len(cases), 2, height_ratios=(1, 1) * len(cases))
-    )
-    for row, case in enumerate(cases):
-        if double:
-            cells = [grid[row, 0], grid[row, 1], grid[row, 2]]
-        else:
-            cells = [grid[2 * row, 0], grid[2 * row, 1], grid[2 * row + 1, :]]
-        off, on, spectrum = (figure.add_subplot(cell) for cell in cells)
+    down = 1 if double else 2  # in a single column, the curves are below the pictures
+    grid = figure.add_gridspec(down * len(cases), 3 if double else 2, width_ratios=(1, 1, 1.6) if double else (1, 1))
+    for row, case in zip(range(0, down * len(cases), down), cases, strict=True):
+        off, on = (figure.add_subplot(grid[row, place]) for place in (0, 1))
+        spectrum = figure.add_subplot(grid[row, 2] if double else grid[row + 1, :])
         _magnified(off, on, case)
         _spectrum(spectrum, case)
     entries = {

@@ -9,7 +9,6 @@ from statistics import fmean
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from ppdm_bench.grouping import grouped
@@ -73,15 +72,14 @@ class Curve:
 
 def curves_of(records: Sequence[Record]) -> list[Curve]:
     """Return the learning curves in records, one for each data set, design, budget and number of evaluations."""
-    found: dict[str, dict[float, Scores]] = {}
-    about: dict[str, tuple[int, float | None]] = {}
+    found: dict[str, Curve] = {}
     scored = [one for one in records if is_of_curve(one) and one.metric == METRIC and one.value is not None]
     for record in sorted(scored, key=lambda one: one.options["curve"]["share"]):
         curve, one = record.options["curve"], Scores.empty_for(record)
         key = json.dumps([one.data, one.design or one.label, one.evaluations, curve["of"], one.seconds], sort_keys=True)
-        about[key] = int(curve["of"]), one.seconds
-        found.setdefault(key, {}).setdefault(float(curve["share"]), one).add(record, seed_of(record))
-    return [Curve(scores, *about[key]) for key, scores in found.items()]
+        whole = found.setdefault(key, Curve({}, int(curve["of"]), one.seconds))
+        whole.scores.setdefault(float(curve["share"]), one).add(record, seed_of(record))
+    return list(found.values())
 
 
 def show(library: Library) -> FigureContent:
@@ -107,9 +105,9 @@ def show(library: Library) -> FigureContent:
         f"{'; '.join(group_title([panel[0].last]) for panel in panels)}; "
         f"{seeds_text(curve.last for curve in curves)}."
     )
-    methods = style.method_markers(library.records)  # a method has one colour in all figures
+    colours = style.method_colours(library.records)
     drawn = [curve for panel in panels for curve in panel]
-    marks = style.markers_of_colours({curve.last.label: methods[curve.last.method].colour for curve in drawn})
+    marks = style.markers_of_colours({curve.last.label: colours[curve.last.method] for curve in drawn})
     records = [record for curve in curves for record in curve.records]
     return FigureContent(_table(curves, library), lambda column: _figure(panels, marks, inputs, column), about, records)
 
@@ -165,7 +163,7 @@ def _figure(
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         axes.set_xlim(left=0)
     style.title(figure, "Learning curves: quality on val against training. Grey: the input.")
-    entries = [Line2D([], [], **look, label=plain_label(name)) for name, look in looks.items()]
+    entries = [style.entry(plain_label(name), **look) for name, look in looks.items()]
     style.legend(figure, entries, columns)
     return figure
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -115,7 +114,7 @@ def _shown(
         "share and one design per method and representation, the first recorded: "
         f"{len(drawn)} of {len({p.curve for p in points})}; the table has all."
     )
-    colours = {method: marker.colour for method, marker in style.method_markers(library.records).items()}
+    colours = style.method_colours(library.records)
     return FigureContent(
         _table(library, points, axis, key),
         lambda column: _figure(panels, colours, axis, frontier, column),
@@ -219,9 +218,8 @@ def _draw(axes: Axes, panel: Sequence[CostPoint], marks: dict[str, Marker], fron
     labels = []
     for name, points in grouped(panel, lambda point: point.name).items():
         curve, marker = sorted(points, key=lambda point: point.cost), marks[name]
-        face = marker.colour if curve[0].kind == "measured" else "white"
-        look: dict[str, Any] = {"markersize": 4, "markeredgewidth": 0.9, "markerfacecolor": face, "linewidth": 0.8}
+        look = style.look_of(marker, curve[0].kind != "measured", markersize=4, markeredgewidth=0.9)
         costs, values = [point.cost for point in curve], [point.quality for point in curve]
-        axes.plot(costs, values, color=marker.colour, marker=marker.shape, zorder=2, **look)
+        axes.plot(costs, values, linewidth=0.8, zorder=2, **look)
         labels.append(style.end_label(axes, costs[-1], values[-1], name, marker.colour))
     return labels

@@ -108,10 +108,10 @@ def _figure(rows: Sequence[PeakRow], marks: Mapping[str, Marker], column: Column
 
 def _marks(rows: Sequence[PeakRow], library: Library) -> dict[str, Marker]:
     """Return a marker for each curve, with the colour of its method and its own shape."""
-    colours = style.method_markers(library.records)
+    colours = style.method_colours(library.records)
     names = dict.fromkeys((row.name, row.method) for row in rows)
     return {
-        name: Marker(MARKERS[n % len(MARKERS)], colours[method].colour if method in colours else style.GREY)
+        name: Marker(MARKERS[n % len(MARKERS)], colours.get(method, style.GREY))
         for n, (name, method) in enumerate(names)
     }
 
@@ -133,17 +133,9 @@ def _draw(axes: Axes, rows: Sequence[PeakRow], phase: str, marks: Mapping[str, M
     for group in groups:
         for n, (name, kind) in enumerate(group):
             marker, values = marks[name], dict(sorted(curves[name, kind].items()))
-            axes.plot(
-                list(values),
-                list(values.values()),
-                color=marker.colour,
-                marker=marker.shape,
-                markersize=max(2.5, 6 - 1.2 * n),
-                markerfacecolor=marker.colour if kind == "measured" else "white",
-                markeredgewidth=0.8,
-                linewidth=1.2,
-                linestyle="-" if len(group) == 1 else (4 * n, (4, 4 * (len(group) - 1))),
-            )
+            look = style.look_of(marker, kind != "measured", markersize=max(2.5, 6 - 1.2 * n), markeredgewidth=0.8)
+            dashes = "-" if len(group) == 1 else (4 * n, (4, 4 * (len(group) - 1)))
+            axes.plot(list(values), list(values.values()), linewidth=1.2, linestyle=dashes, **look)
             if kind == group[0][1] or len(group) == 1:
                 size, value = max(values.items())
                 labels.append(style.end_label(axes, size, value, name, marker.colour))

@@ -7,7 +7,6 @@ from statistics import fmean
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from ppdm_bench.grouping import grouped
@@ -17,7 +16,7 @@ from ppdm_bench.report.library import Library
 from ppdm_bench.report.loss_pairs import SEAMLESS_DB, LossPair, gradient_of, loss_pairs
 from ppdm_bench.report.metrics import SEAMS
 from ppdm_bench.report.paper_figure import FigureContent, MissingRecords
-from ppdm_bench.report.scores import by_origin, group_title, most_evaluations, seeds_text
+from ppdm_bench.report.scores import by_origin, group_title, seeds_text
 from ppdm_bench.report.tables.render import Columns, Heading, Table, table_of
 
 _ABOUT = {
@@ -39,9 +38,8 @@ def show(library: Library) -> FigureContent:
             "a method trained with the puzzle-gradient loss and the same without it, scored by a measure of seams; "
             "`ppdm-bench ablate` makes them"
         )
-    pairs = most_evaluations(
-        everything, lambda pair: (pair.on.data, pair.on.label, pair.on.train_steps, pair.metric), lambda pair: pair.on
-    )
+    alike = grouped(everything, lambda pair: (pair.on.data, pair.on.label, pair.on.train_steps, pair.metric))
+    pairs = [max(same, key=lambda pair: pair.on.evaluations or 0) for same in alike.values()]
     groups = by_origin((pair.on, group_title([pair.on, pair.off])) for pair in pairs)
     data = ". ".join(f"{origin.capitalize()}: {'; '.join(titles)}" for origin, titles in groups.items())
     about = (
@@ -82,10 +80,10 @@ def _figure(pairs: Sequence[LossPair], column: Column) -> Figure:
         axes.set_title(group_title([group[0].on]).replace(", ", "\n", 1), fontsize=SMALL)
         axes.yaxis.set_major_locator(MaxNLocator(5))
     handles = [
-        Line2D([], [], linestyle="", marker="o", markersize=4, color=style.VERMILION, label="without the loss"),
-        Line2D([], [], linestyle="", marker="s", markersize=4, color=style.BLUE, label="with it (w: weight)"),
-        Line2D([], [], color="black", linewidth=1.1, label="mean"),
-        Line2D([], [], color=style.GREY, linewidth=0.7, linestyle=style.DASHED, label="reached without seams"),
+        style.entry("without the loss", linestyle="", marker="o", markersize=4, color=style.VERMILION),
+        style.entry("with it (w: weight)", linestyle="", marker="s", markersize=4, color=style.BLUE),
+        style.entry("mean", color="black", linewidth=1.1),
+        style.entry("reached without seams", color=style.GREY, linewidth=0.7, linestyle=style.DASHED),
     ]
     style.title(figure, "Seams with and without the puzzle-gradient loss (0 dB: none).")
     style.legend(figure, handles, columns=4 if column == "double" else 2)
@@ -95,17 +93,13 @@ def _figure(pairs: Sequence[LossPair], column: Column) -> Figure:
 def _draw(axes: Axes, pairs: Sequence[LossPair]) -> None:
     axes.axhline(0, color=style.GREY, linewidth=0.7, zorder=0.9)
     for place, pair in enumerate(pairs):
-        on, off = pair.on.subject_means(pair.metric), pair.off.subject_means(pair.metric)
-        for subject in on:
-            if subject in off:
-                ends = [place - 0.18, place + 0.18]
-                axes.plot(ends, [off[subject], on[subject]], color="0.75", linewidth=0.6, zorder=1)
-        for x, values, colour, marker in (
-            (place - 0.18, off, style.VERMILION, "o"),
-            (place + 0.18, on, style.BLUE, "s"),
-        ):
-            axes.plot([x] * len(values), [*values.values()], linestyle="", marker=marker, markersize=3, color=colour)
-            axes.plot([x - 0.12, x + 0.12], [fmean(values.values())] * 2, color="black", linewidth=1.1, zorder=3)
+        left, right = place - 0.18, place + 0.18
+        for on, off in zip(*pair.values(pair.metric), strict=True):
+            axes.plot([left, right], [off, on], color="0.75", linewidth=0.6, zorder=1)
+        for x, scores, colour, marker in ((left, pair.off, style.VERMILION, "o"), (right, pair.on, style.BLUE, "s")):
+            values = [*scores.subject_means(pair.metric).values()]
+            axes.plot([x] * len(values), values, linestyle="", marker=marker, markersize=3, color=colour)
+            axes.plot([x - 0.12, x + 0.12], [fmean(values)] * 2, color="black", linewidth=1.1, zorder=3)
     axes.axhline(SEAMLESS_DB, color=style.GREY, linewidth=0.7, linestyle=style.DASHED, zorder=0.9)
     low, high = axes.dataLim.intervaly
     high = 1.1 * max(high, 1.15 * SEAMLESS_DB)  # a smaller range would magnify noise

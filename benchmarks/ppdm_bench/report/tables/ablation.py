@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ppdm_bench.grouping import grouped
 from ppdm_bench.records import Record
 from ppdm_bench.report.ablation_rows import (
     BUDGETS,
@@ -15,10 +16,11 @@ from ppdm_bench.report.ablation_rows import (
     seam_measures,
 )
 from ppdm_bench.report.metrics import metric_name
-from ppdm_bench.report.statistics import ENOUGH_SUBJECTS, RESAMPLES, summary
-from ppdm_bench.report.tables.quality import interval, number, signed
+from ppdm_bench.report.scores import size_text
+from ppdm_bench.report.statistics import ENOUGH_SUBJECTS, RESAMPLES, mean_and_sd
+from ppdm_bench.report.tables.quality import interval, mean_text, signed
 from ppdm_bench.report.tables.render import Columns, Heading, Page, Table, TextCell, data_frame, table_of
-from ppdm_bench.units import gib, plural, shape_text, significant
+from ppdm_bench.units import gib, plural, significant
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,10 +28,6 @@ if TYPE_CHECKING:
 _COMPARED = ("psnr", "ssim")  # metrics with differences in the tables for people; the data have all differences
 _OUTCOME = ("status", "reason")
 _COUNTS = ("train_steps", "seed", "evaluations", "n")
-_TEXTS = (
-    *("cell", "default", "space", "loss", "bridge", "representation", "factor", "kernel", "target", "task", "shape"),
-    *("budget", *_OUTCOME),
-)
 _PEAKS = [(phase, kind) for phase in ("train", "sample") for kind in ("predicted", "measured")]
 _DIFFERENCE = {"difference": "mean", "low": "low", "high": "high", "p": "p"}
 
@@ -42,15 +40,12 @@ def ablation_table(records: Iterable[Record]) -> pd.DataFrame:
     (subjects); step_seconds during the training, pace_seconds as measured before it, train_seconds, volume_seconds;
     peak_allocated in bytes by phase and kind, at the shape of the volumes, and at other shapes, which end the name;
     then for each metric the mean, `_sd`, and the paired difference from the default with its interval (`_difference`,
-    `_low`, `_high`, bootstrap, 95 %) and `_p` (Wilcoxon); status and reason.
-
-    Args:
-        records: long-form records; those of other commands are ignored.
+    `_low`, `_high`, bootstrap, 95 %) and `_p` (Wilcoxon); status and reason. Records of other commands are ignored.
     """
     rows = gather_ablation(records)
     lines = [_line(row, rows) for row in rows]
     columns = [name for name in dict.fromkeys(name for line in lines for name in line) if name not in _OUTCOME]
-    return data_frame(lines, {name: _dtype(name) for name in (*columns, *_OUTCOME)})
+    return data_frame(lines, {name: _dtype(name, lines) for name in (*columns, *_OUTCOME)})
 
 
 def _line(row: AblationRow, rows: Sequence[AblationRow]) -> dict[str, Any]:
@@ -69,16 +64,17 @@ def _line(row: AblationRow, rows: Sequence[AblationRow]) -> dict[str, Any]:
             line[f"{phase}_{metric}_{kind}_{'x'.join(map(str, shape))}"] = row.peak(phase, kind, shape)
     for metric in row.scores.scans:
         values = [*row.scores.subject_means(metric).values()]
-        found, against = summary(values) if values else None, difference(row, rows, metric)
-        line |= {metric: found and found.mean, f"{metric}_sd": found and found.sd}
+        line[metric], line[f"{metric}_sd"] = mean_and_sd(values) if values else (None, None)
+        against = difference(row, rows, metric)
         line |= {f"{metric}_{name}": against and getattr(against, field) for name, field in _DIFFERENCE.items()}
     return line | {"status": row.status, "reason": row.reason}
 
 
-def _dtype(column: str) -> str:
+def _dtype(column: str, lines: Sequence[dict[str, Any]]) -> str:
     if column in _COUNTS or "peak_allocated" in column:
         return "Int64"
-    return "object" if column in _TEXTS else "float64"
+    is_text = column in _OUTCOME or any(isinstance(line.get(column), str | bool) for line in lines)
+    return "object" if is_text else "float64"
 
 
 def headline(records: Sequence[Record]) -> str:
@@ -86,10 +82,9 @@ def headline(records: Sequence[Record]) -> str:
     rows = gather_ablation(records, pooled=True)
     seeds = {seed for row in rows for seed in row.seeds if row.status == "ok"}
     subjects = {len(row.scores.subject_means("psnr")) for row in rows} - {0}
-    shapes = {shape for row in rows for shape in row.shapes}
     words = [
         f"Ablation of {rows[0].scores.method}" if rows else "Ablation",
-        shape_text(next(iter(shapes))) if len(shapes) == 1 else "several sizes" if shapes else "",
+        size_text(record for row in rows for record in row.scores.records),
         f"{max(subjects)} subjects per task" if subjects else "",
         plural(len(seeds), "seed") if seeds else "",
     ]
@@ -102,8 +97,7 @@ def ablation_page(records: Sequence[Record]) -> Page:
     rows = rows_with_most_evaluations([row for row in everything if row.status == "ok"])
     mean = "Mean ± sd over subjects, seeds averaged; in brackets the difference from the default."
     parts: list[str | Table] = [f"{headline(records)} {mean}"]
-    for task, budget, amount in dict.fromkeys((row.task, row.budget, row.amount) for row in rows):
-        some = [row for row in rows if (row.task, row.budget, row.amount) == (task, budget, amount)]
+    for (task, budget, amount), some in grouped(rows, lambda row: (row.task, row.budget, row.amount)).items():
         much = (
             f"{amount:.0f} steps"
             if budget == "steps"
@@ -130,8 +124,8 @@ def _columns(rows: Sequence[AblationRow]) -> Columns[AblationRow]:
         Heading("pace_seconds", "s per step", significant, number=True, note=timed): lambda row: row.costs.get(
             "step_seconds"
         ),
-        Heading("train_gib", "GiB train", gib, number=True, best="min", note=memory): lambda row: _peak(row, "train"),
-        Heading("sample_gib", "GiB sample", gib, number=True, rank=1, best="min"): lambda row: _peak(row, "sample"),
+        Heading("train_gib", "GiB train", gib, True, 0, "min", memory): lambda row: row.peak("train", "predicted"),
+        Heading("sample_gib", "GiB sample", gib, True, 1, "min"): lambda row: row.peak("sample", "predicted"),
     }
     for metric in ("psnr", "ssim", "sharpness"):
         unit = rows[0].scores.units.get(metric, "")
@@ -147,10 +141,6 @@ def _columns(rows: Sequence[AblationRow]) -> Columns[AblationRow]:
     return columns
 
 
-def _peak(row: AblationRow, phase: str) -> float | None:
-    return row.peak(phase, "predicted")
-
-
 def _quality(rows: Sequence[AblationRow], name: str) -> Callable[[AblationRow], TextCell | None]:
     """Return a function that gives the mean of a metric for a row, with its sd and its difference from the default."""
 
@@ -159,11 +149,11 @@ def _quality(rows: Sequence[AblationRow], name: str) -> Callable[[AblationRow], 
         values = [*row.scores.subject_means(metric).values()]
         if not values:
             return None
-        unit, found = row.scores.units[metric], summary(values)
-        text = number(found.mean, unit) + ("" if found.sd is None else f" ± {number(found.sd, unit)}")
+        unit, (mean, sd) = row.scores.units[metric], mean_and_sd(values)
+        text = mean_text(mean, sd, unit)
         if metric in _COMPARED and (against := difference(row, rows, metric)) is not None:
             parts = filter(None, (signed(against.mean, unit), interval(against.low, against.high, unit)))
             text += f" ({'; '.join(parts)})"
-        return TextCell(found.mean, text)
+        return TextCell(mean, text)
 
     return cell

@@ -88,7 +88,7 @@ class PlanLine:
 
     @property
     def options(self) -> list[str]:
-        """Each option with which the method fits, without unnecessary parts, in words."""
+        """The mildest options with which the method fits, in words; empty if it fits as requested."""
         if self.fits:
             return []
         enough = [one for one in self.tried if all(self._suffices(one, phase) for phase in self.phases)]
@@ -102,7 +102,7 @@ class PlanLine:
         return any(of["fits"].value for part, of in self.phases[phase].items() if self._includes(option, part))
 
     def _includes(self, option: Option, part: Option) -> bool:
-        """Whether ``part`` is contained in an option: its precision, and no more recomputation."""
+        """Whether an option includes ``part``: the same precision or the requested one, and no more recomputation."""
         strength, enough = (_CHECKPOINTING.index(checkpointing) for _, checkpointing in (part, option))
         return part[0] in (self.asked[0], option[0]) and strength <= enough
 

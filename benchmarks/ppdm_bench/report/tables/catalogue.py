@@ -29,9 +29,5 @@ _HEADINGS = [
 
 
 def catalogue_page(rows: Sequence[Mapping[str, Any]]) -> Page:
-    """Return the table of methods.
-
-    Args:
-        rows: from :func:`ppdm_bench.commands.methods.catalogue`.
-    """
+    """Return the table of methods; the rows are those of :func:`ppdm_bench.commands.methods.catalogue`."""
     return Page([Table(_HEADINGS, [TableRow(tuple(row[heading.key] for heading in _HEADINGS)) for row in rows])])

@@ -20,7 +20,7 @@ from ppdm_bench.records import Record, RecordError, RecordFile
 from ppdm_bench.report.metrics import loss
 from ppdm_bench.report.statistics import LEVEL, paired_difference
 from ppdm_bench.report.tables.render import Columns, Heading, Page, table_of
-from ppdm_bench.units import gib, significant
+from ppdm_bench.units import gib, shape_text, significant
 
 VERDICTS = ("worse", "better", "unchanged", "unclear", "only old", "only new")
 MEMORY_TOLERANCE = 0.01  # of a measurement on a GPU: library workspaces differ from run to run
@@ -59,23 +59,20 @@ class Change:
     """The change of one number between two sets of records.
 
     Attributes:
+        record: one of the records, from the new set if possible.
         verdict: one of :data:`VERDICTS`; ``unclear`` is a difference above the threshold, but within the noise.
         old, new: the two values; for quality, means over the common subjects.
-        share: new / old − 1; None if old is 0, or if a measurement failed in one set only.
+        share: new / old − 1; None if a value is missing, if old is 0, or if a measurement failed in one set only.
         how: the criterion of the verdict, in words.
-        record: one of the records, from the new set if possible.
         subjects: the subjects of an evaluation.
     """
 
-    label: str
-    metric: str
-    unit: str
+    record: Record = field(repr=False)
     verdict: str
     old: float | None
     new: float | None
     share: float | None = None
     how: str = ""
-    record: Record | None = field(default=None, repr=False)
     subjects: Subjects = Subjects()
 
     @property
@@ -131,7 +128,7 @@ def _first(group: Group) -> Record:
 
 
 def _matched(before: dict[Key, Group], after: dict[Key, Group]) -> list[tuple[Group, Group]]:
-    """Pair the groups of both sets by all options, then evaluations by fewer fields; others get an empty partner."""
+    """Pair the groups of both sets by all options, then evaluations by fewer fields; others are paired with nothing."""
     pairs: list[tuple[Group, Group]] = []
     for level in (None, *_LEVELS):
         old, new = (groups if level is None else _unique(groups, level) for groups in (before, after))
@@ -174,8 +171,7 @@ def _name(record: Record) -> str:
 
 
 def _label(record: Record) -> str:
-    shape = "×".join(map(str, record.shape))
-    words = [record.label, record.task, record.phase, shape, record.precision]
+    words = [record.label, record.task, record.phase, shape_text(record.shape), record.precision]
     words += [f"{record.checkpointing} checkpointing"] * (record.checkpointing not in ("none", ""))
     words += [f"{record.steps} evaluations"] * (record.steps is not None)
     words += [f"seed {record.seed}"] * (record.seed is not None)
@@ -220,7 +216,7 @@ def _decided(pairs: Sequence[tuple[Record, Record]], record: Record, threshold: 
 
 def _change(record: Record, verdict: str, was: float | None, now: float | None, how: str = "") -> Change:
     share = now / was - 1 if was and now is not None else None
-    return Change(_label(record), record.metric, record.unit, verdict, was, now, share, how, record)
+    return Change(record, verdict, was, now, share, how)
 
 
 def _verdict(pairs: Sequence[tuple[Record, Record]], was: float, now: float, threshold: float) -> tuple[str, str]:
@@ -241,7 +237,7 @@ def _verdict(pairs: Sequence[tuple[Record, Record]], was: float, now: float, thr
 
 
 def _paired(pairs: Sequence[tuple[Record, Record]], share: float, threshold: float, sign: str) -> tuple[str, str]:
-    """Judge quality: the difference exceeds the threshold, and its interval lies on one side of zero."""
+    """Judge quality: it changed if the difference exceeds the threshold and its interval does not contain zero."""
     losses = [loss(a.metric, float(a.value or 0), float(b.value or 0)) for a, b in pairs]
     difference = paired_difference(losses, [0.0] * len(losses))
     how = f"{difference.n} subjects, p {difference.p:.3g}"
@@ -254,7 +250,7 @@ def _paired(pairs: Sequence[tuple[Record, Record]], share: float, threshold: flo
 
 
 def _distributions(first: Record, second: Record, threshold: float) -> tuple[str, str]:
-    """Judge times: the medians differ by more than the threshold, and the distributions of the samples differ."""
+    """Judge times: they changed if the medians differ by more than the threshold and a test tells the samples apart."""
     from scipy.stats import mannwhitneyu  # takes a second to load
 
     was, now = median(first.samples), median(second.samples)
@@ -273,13 +269,12 @@ def to_records(found: Iterable[Change]) -> list[Record]:
     The option ``compare`` contains the verdict, its criterion, and both values with their unit. If a value is missing,
     the status is ``skipped``, and the reason states the verdict.
     """
-    return [_as_record(change) for change in found if change.record]
+    return [_as_record(change) for change in found]
 
 
 def _as_record(change: Change) -> Record:
-    assert change.record is not None
-    numbers: dict[str, Any] = {"verdict": change.verdict, "old": change.old, "new": change.new, "unit": change.unit}
-    numbers["by"] = change.how
+    numbers: dict[str, Any] = {name: getattr(change, name) for name in ("verdict", "old", "new")}
+    numbers |= {"unit": change.record.unit, "by": change.how}
     if change.subjects != Subjects():
         numbers["subjects"] = asdict(change.subjects)
     reason = change.verdict + (f": {change.how}" if change.how else "")
@@ -289,7 +284,7 @@ def _as_record(change: Change) -> Record:
         status="skipped" if change.share is None else "ok",
         reason=reason if change.share is None else "",
         command="compare",
-        metric=f"{change.metric}_change",
+        metric=f"{change.record.metric}_change",
         value=change.share,
         unit="1",
         stat="relative",
@@ -326,10 +321,10 @@ def _value(value: float | None, unit: str) -> str | None:
 
 _COLUMNS: Columns[Change] = {
     Heading("verdict"): lambda change: change.verdict,
-    Heading("row"): lambda change: change.label,
-    Heading("metric"): lambda change: change.metric,
-    Heading("old", number=True): lambda change: _value(change.old, change.unit),
-    Heading("new", number=True): lambda change: _value(change.new, change.unit),
+    Heading("row"): lambda change: _label(change.record),
+    Heading("metric"): lambda change: change.record.metric,
+    Heading("old", number=True): lambda change: _value(change.old, change.record.unit),
+    Heading("new", number=True): lambda change: _value(change.new, change.record.unit),
     Heading("change", "change", "{:+.2%}".format, number=True): lambda change: change.share,
     Heading("by", rank=1): lambda change: change.how,
 }

@@ -191,18 +191,16 @@ def _about(compared: _ComparedRow) -> dict[str, Any]:
         "method": row.method,
         "variant": row.variant,
         "kind": row.kind,
-        "shape": "x".join(map(str, row.settings["shape"])),  # type: ignore[call-overload]
+        "shape": "x".join(map(str, row.settings["shape"])),
         "parameters": row.parameters(),
         "ratio_reference": f"{against.name}, checkpointing none" if against else "",
     }
 
 
 def memory_page(frame: pd.DataFrame, *, assumed: bool = False) -> Page:
-    """Return the table for people in GiB, with the shared settings as title and the failures as remarks.
+    """Return the result of :func:`memory_table` for people in GiB: shared settings as title, failures as remarks.
 
-    Args:
-        frame: from :func:`memory_table`.
-        assumed: whether to show the assumed part of each prediction.
+    If `assumed`, the table shows the assumed part of each prediction.
     """
     lines, settings = frame_rows(frame), [*_settings_of(frame), "kind"]
     differing = [name for name in settings if frame[name].nunique(dropna=False) > 1]

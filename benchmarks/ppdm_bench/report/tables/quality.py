@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from operator import itemgetter, methodcaller
 from typing import TYPE_CHECKING, Any
 
 from ppdm_bench.records import Record
 from ppdm_bench.report.metrics import ideal, is_regional, metric_name
-from ppdm_bench.report.scores import Scores, by_configuration, names_of, reference_of
-from ppdm_bench.report.statistics import ENOUGH_SUBJECTS, RESAMPLES, common_difference, smallest_p, summary
+from ppdm_bench.report.scores import Scores, by_configuration, names_of, reference_of, size_text
+from ppdm_bench.report.statistics import ENOUGH_SUBJECTS, RESAMPLES, common_difference, mean_and_sd, smallest_p
 from ppdm_bench.report.tables.render import Columns, Heading, Page, Table, TextCell, data_frame, frame_rows, table_of
-from ppdm_bench.units import plural, shape_text
+from ppdm_bench.units import plural
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,7 +57,6 @@ def headline(records: Sequence[Record]) -> str:
     """Return in words what the records with a subject share: the data, the convention, the data range."""
     scored = [record for record in records if record.subject]
     first = scored[0]
-    shapes = {record.shape for record in scored if record.shape}
     convention, data = first.options.get("convention", {}), first.options.get("data", {})
     # Above predictions of other tools, the name of the project's own convention would look like the name of a method.
     foreign = convention.get("preset", "").startswith("ppdm") and any(
@@ -66,7 +66,7 @@ def headline(records: Sequence[Record]) -> str:
         f"Quality on {first.task}" if first.task else "Quality",
         data.get("split", ""),
         plural(len({record.subject.partition("/")[0] for record in scored}), "subject"),
-        shape_text(shapes.pop()) if len(shapes) == 1 else "several sizes" if shapes else "",
+        size_text(scored),
         f"preset {convention['preset']}" if "preset" in convention and not foreign else "",
         f"data range {convention['data_range']:.6g}" if convention.get("data_range") else "",
     ]
@@ -100,7 +100,7 @@ def quality_page(frame: pd.DataFrame, title: str, *, metrics: Sequence[str] = ()
 
 def _line(series: Scores, metric: str, against: Scores | None) -> _Row:
     values, ranked = series.subject_means(metric), series.ranked(metric)
-    found = summary(list(values.values())) if values else None
+    mean, sd = mean_and_sd(list(values.values())) if values else (None, None)
     return {
         "method": series.method,
         "variant": series.variant,
@@ -110,8 +110,8 @@ def _line(series: Scores, metric: str, against: Scores | None) -> _Row:
         "unit": series.units[metric],
         "n": len(values),
         "failed": len(series.failed[metric]),
-        "mean": found and found.mean,
-        "sd": found and found.sd,
+        "mean": mean,
+        "sd": sd,
         "best": ranked[0][0] if ranked else "",
         "worst": ranked[-1][0] if ranked else "",
     } | _compared(values, metric, against)
@@ -136,19 +136,19 @@ def _means(rows: Sequence[_Row]) -> Table:
     for place, (metric, unit) in enumerate({row["metric"]: row["unit"] for row in rows}.items()):
         note = arrows if ideal(metric) != 0 else "→0: near 0 is best."
         headings.append(Heading(metric, metric_name(metric, unit), number=True, rank=int(place > 0), note=note))
-    return table_of(list(cells.values()), {heading: _getter(heading.key) for heading in headings})
-
-
-def _getter(name: str) -> Callable[[_Row], Any]:
-    return lambda row: row.get(name)
+    return table_of(list(cells.values()), {heading: methodcaller("get", heading.key) for heading in headings})
 
 
 def _mean(row: _Row) -> tuple[float | None, str]:
     if row["mean"] is None:
         return None, "failed"
-    spread = "" if row["sd"] is None else f" ± {number(row['sd'], row['unit'])}"
     fewer = f" (n={row['n']})" if row["failed"] else ""
-    return row["mean"], number(row["mean"], row["unit"]) + spread + fewer
+    return row["mean"], mean_text(row["mean"], row["sd"], row["unit"]) + fewer
+
+
+def mean_text(mean: float, sd: float | None, unit: str) -> str:
+    """Return a mean with its standard deviation for people: `29.31 ± 0.52`."""
+    return number(mean, unit) + ("" if sd is None else f" ± {number(sd, unit)}")
 
 
 def interval(low: float | None, high: float | None, unit: str) -> str:
@@ -162,7 +162,7 @@ def _p(p: float) -> str:
 
 _INTERVAL = f"Interval: percentile bootstrap of the mean difference ({RESAMPLES:,} resamples of subjects)."
 _DIFFERENCE: Columns[_Row] = {
-    Heading("name", "method"): _getter("name"),
+    Heading("name", "method"): itemgetter("name"),
     Heading("metric"): lambda row: metric_name(row["metric"], row["unit"]),
     Heading("difference", number=True): lambda row: signed(row["difference"], row["unit"]),
     Heading("interval", "95 % interval", note=_INTERVAL): lambda row: interval(row["low"], row["high"], row["unit"]),
@@ -170,8 +170,8 @@ _DIFFERENCE: Columns[_Row] = {
         *("p", "p", _p),
         number=True,
         note="p: Wilcoxon signed-rank test, two-sided, not corrected for the number of comparisons.",
-    ): _getter("p"),
-    Heading("pairs", "n", number=True): _getter("pairs"),
+    ): itemgetter("p"),
+    Heading("pairs", "n", number=True): itemgetter("pairs"),
 }
 
 

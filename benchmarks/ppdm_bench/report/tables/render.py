@@ -75,7 +75,7 @@ class Heading:
         return f"−{shown[1:]}" if self.number and shown.startswith("-") else shown
 
     def is_called(self, name: str) -> bool:
-        """Whether a name that a user typed is that of the column."""
+        """Whether a name that a user typed means this column."""
         return _normalized(name) in (_normalized(self.key), _normalized(self.text))
 
 
@@ -128,14 +128,7 @@ def table_of(
     within: Collection[str] = (),
     sources: Callable[[T], tuple[str, ...]] = lambda row: (),
 ) -> Table:
-    """Return a table of objects: one row for each object.
-
-    Args:
-        rows: the objects.
-        columns: by heading, a function that returns the value of an object.
-        within: as for :class:`Table`.
-        sources: returns the sources of an object.
-    """
+    """Return a table with one row for each object; `sources` returns those of an object."""
     lines = [TableRow(tuple(value(row) for value in columns.values()), sources(row)) for row in rows]
     return Table([*columns], lines, within)
 
@@ -161,7 +154,7 @@ class Page:
     data: pd.DataFrame | None = None
 
     def to_csv(self) -> str:
-        """Return the data as CSV with six significant digits; equal data give equal text."""
+        """Return the data as CSV with six significant digits; empty if the page has no data."""
         return "" if self.data is None else self.data.to_csv(index=False, float_format="%.6g", lineterminator="\n")
 
     def to_markdown(self) -> str:
@@ -376,7 +369,7 @@ _LATEX = {
 
 
 def escape_latex(text: str) -> str:
-    """Escape text for LaTeX; a character that it does not know becomes the nearest in ASCII, or its code."""
+    """Escape text for LaTeX; an unknown character is replaced by the nearest ASCII characters, or by its code."""
     return "".join(_LATEX.get(sign) or _ascii(sign) for sign in " ".join(text.split()))
 
 

@@ -48,8 +48,7 @@ def speed_table(rows: Iterable[TimingRow]) -> pd.DataFrame:
 def speed_page(records: Iterable[Record]) -> Page:
     """Return the table for people, one row per configuration, and :func:`speed_table` as data.
 
-    Args:
-        records: long-form records; those that are not about time are ignored.
+    Records that are not about time are ignored.
 
     Raises:
         ValueError: no record has a time.
@@ -166,7 +165,7 @@ def _volumes_per_second(row: TimingRow) -> str | None:
 
 
 def _sampling_rate(row: TimingRow) -> str | None:
-    """Return the rate for the volume with the most evaluations, in which other work has the smallest share."""
+    """Return the rate for the volume with the most evaluations, where work outside the network has the least share."""
     return _rate(next((timing for timing in reversed(row.volumes.values()) if timing.seconds is not None), None))
 
 
