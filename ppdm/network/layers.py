@@ -125,10 +125,18 @@ class Convolution(nn.Module):
         return torch.float32 if faulty else self.dtype
 
 
+Resize = Callable[[Tensor], Tensor]
+
+
+def no_resize(x: Tensor) -> Tensor:
+    """Return x unchanged."""
+    return x
+
+
 class NormalisedConvolution(nn.Module):
     """Normalise, modulate, activate, resize, convolve; with ``recompute`` the backward pass keeps only the inputs."""
 
-    def __init__(self, norm: Normalisation, convolution: Convolution, recompute: bool, resize: "Resize") -> None:
+    def __init__(self, norm: Normalisation, convolution: Convolution, recompute: bool, resize: Resize) -> None:
         super().__init__()
         self.norm, self.convolution, self.recompute, self.resize = norm, convolution, recompute, resize
 
@@ -212,17 +220,11 @@ class ResidualBlock(nn.Module):
     """Residual block with an optional time input between its convolutions and optional self-attention at the end."""
 
     def __init__(
-        self,
-        make: "LayerFactory",
-        c_in: int,
-        c_out: int,
-        attend: bool,
-        takes_skip: bool,
-        resize: "Resize | None" = None,
+        self, make: "LayerFactory", c_in: int, c_out: int, attend: bool, takes_skip: bool, resize: Resize = no_resize
     ) -> None:
         super().__init__()
         self.takes_skip = takes_skip  # whether the input includes a skip connection
-        self.resize = resize or no_resize
+        self.resize = resize
         self.first = make.normalised_convolution(c_in, c_out, self.resize)
         self.adaptive = make.options.adaptive
         self.shift = nn.Linear(4 * make.options.width, 2 * c_out if self.adaptive else c_out) if make.timed else None
@@ -298,14 +300,6 @@ class Upsample(nn.Module):
 
     def _apply_all(self, x: Tensor) -> Tensor:
         return self.convolution(doubled(x))
-
-
-Resize = Callable[[Tensor], Tensor]
-
-
-def no_resize(x: Tensor) -> Tensor:
-    """Return x unchanged."""
-    return x
 
 
 def halved(x: Tensor) -> Tensor:
