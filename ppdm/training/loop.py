@@ -123,9 +123,8 @@ def train(
         Interrupted: ``stop`` returned true; the loop has finished the step and saved a checkpoint.
         TrainingError, RankError, RunError, CheckpointError: as for :func:`fit`.
     """
-    _check_request(method, schedule, validation, log, run)
     ranks = Ranks.here()
-    _check_shares(schedule, ranks)
+    _check_request(method, schedule, validation, log, run, ranks)
     with ExitStack() as opened, _explained_memory_error(method):
         inputs: dict[str, Any] = {"device": device, "validation": validation, "log": log, "run": run}
         inputs |= {"init_from": init_from, "progress": progress, "on_best": on_best}
@@ -301,14 +300,6 @@ def _environment(method: Method, device: str | torch.device, ranks: Ranks) -> Ma
     return {**versions(), **optimizer_class(method.optimisation).library(), "device": kind, **threads, **several}
 
 
-def _check_shares(schedule: Schedule, ranks: Ranks) -> None:
-    if schedule.batch_size % ranks.world:
-        raise TrainingError(
-            f"A batch of {schedule.batch_size} cannot be shared equally among {ranks.world} processes; give a batch "
-            f"size that is a multiple of {ranks.world}."
-        )
-
-
 def _ignore(*_: object) -> None:
     """Ignore a report; the first rank shows it."""
 
@@ -319,6 +310,7 @@ def _check_request(
     validation: Sequence[ArrayPair],
     log: str | os.PathLike[str] | None,
     run: Run | None,
+    ranks: Ranks,
 ) -> None:
     if method.network.precision == "fp16" and method.optimisation.optimiser != "adamw":
         raise TrainingError(
@@ -334,6 +326,11 @@ def _check_request(
         raise TrainingError("Validation pairs were given without validate_every; give validate_every too.")
     if log is not None and run is not None:
         raise TrainingError(f"A run keeps its own log, {run.log}; leave out {log}.")
+    if schedule.batch_size % ranks.world:
+        raise TrainingError(
+            f"A batch of {schedule.batch_size} cannot be shared equally among {ranks.world} processes; give a batch "
+            f"size that is a multiple of {ranks.world}."
+        )
 
 
 @contextmanager
