@@ -79,7 +79,8 @@ class Loss:
 
     def reconstruction(self, error: Tensor) -> Tensor:
         """``mean|error|^p`` for each subject, (N,); error is output − target (N, …)."""
-        return _mean_power(error.flatten(1), self.p)
+        value: Tensor = _MeanPower.apply(error.flatten(1), self.p)
+        return value
 
     def puzzle_gradient(self, error: Tensor, cell: Sequence[int]) -> Tensor:
         """``λ·Σ_axis mean|∂_axis error|^p`` for each subject, with differences per voxel.
@@ -114,20 +115,17 @@ class Loss:
 _PORTIONS = 4
 
 
-def _mean_power(x: Tensor, p: int) -> Tensor:
-    """``mean|x|^p`` of (N, L) for each row."""
-    value: Tensor = _MeanPower.apply(x, p)
-    return value
-
-
 class _MeanPower(Function):
-    """Saves only x for the backward pass; its gradient is the only other tensor of the same size."""
+    """``mean|x|^p`` of (N, L) for each row; saves only x for the backward pass.
+
+    The gradient of x is the only other tensor of the same size.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, p: int) -> Tensor:
         ctx.save_for_backward(x)
         ctx.p = p
-        return _sum([_power(part, p).sum(1) for part in x.chunk(_PORTIONS, dim=1)]) / x.shape[1]
+        return torch.stack([_power(part, p).sum(1) for part in x.chunk(_PORTIONS, dim=1)]).sum(0) / x.shape[1]
 
     @staticmethod
     @once_differentiable
@@ -152,7 +150,7 @@ class _DifferencePower(Function):
             _power(x[after] - x[before], p).flatten(1).sum(1) / number
             for after, before, number in _crossings(x.shape, every)
         ]
-        return _sum(portions) if portions else x.new_zeros(len(x))
+        return torch.stack(portions).sum(0) if portions else x.new_zeros(len(x))
 
     @staticmethod
     @once_differentiable
@@ -205,7 +203,3 @@ def _real_entropy(logits: Tensor) -> Tensor:
 
 def _power(x: Tensor, p: int) -> Tensor:
     return x.abs() if p == 1 else x.square()
-
-
-def _sum(values: Sequence[Tensor]) -> Tensor:
-    return torch.stack(list(values)).sum(0)

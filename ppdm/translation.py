@@ -31,14 +31,7 @@ from ppdm.data.translation_files import (
     make_folder,
     plan_files,
 )
-from ppdm.data.volume import (
-    Volume,
-    VolumeError,
-    read_geometry,
-    user_path,
-    write_volume,
-    written_files,
-)
+from ppdm.data.volume import Volume, VolumeError, read_geometry, user_path, write_volume, written_files
 from ppdm.method import Method, reconstruct, sample
 from ppdm.sources import described_sources
 from ppdm.tiling import OnEvaluation, Size, no_callback
@@ -328,7 +321,9 @@ def adapt(
     except ValueError as error:
         raise TranslationError(f"The method does not support these options: {error}.") from None
     weights = trained.network.state_dict()
-    network = assemble(method, trained.channels, weights if device is None else _moved(weights, device))
+    if device is not None:
+        weights = {name: tensor.to(device) for name, tensor in weights.items()}
+    network = assemble(method, trained.channels, weights)
     return replace(trained, method=method, network=network)
 
 
@@ -369,10 +364,6 @@ def _device(trained: Trained) -> torch.device:
     return next(trained.network.parameters()).device
 
 
-def _moved(weights: dict[str, Tensor], device: str | torch.device) -> dict[str, Tensor]:
-    return {name: tensor.to(device) for name, tensor in weights.items()}
-
-
 def _translate_file(
     trained: Trained,
     sources: Sequence[Path],
@@ -385,7 +376,12 @@ def _translate_file(
 ) -> None:
     volumes, source = load_on_one_grid(sources, resample=resample), " and ".join(map(str, sources))
     volume = volumes[0]
-    _warn_of_spacing(trained, sources[0], volume)
+    if sizes := other_spacing(trained, volume.spacing):
+        warnings.warn(
+            f"{sources[0]} has voxels of {sizes[0]} mm, and the method was trained on {sizes[1]} mm; resample it if "
+            "the result is poor.",
+            stacklevel=2,
+        )
     try:
         data = torch.from_numpy(np.stack([one.data for one in volumes]) if len(volumes) > 1 else volume.data)
         options: dict[str, Any] = {"seed": seed, "suv_factor": suv_factor, "progress": progress}
@@ -423,15 +419,6 @@ def other_spacing(trained: Trained, spacing: tuple[float, float, float]) -> tupl
         return None
     got, known = (" × ".join(f"{mm:.3g}" for mm in s) for s in (spacing, trained.spacing))
     return got, known
-
-
-def _warn_of_spacing(trained: Trained, source: Path, volume: Volume) -> None:
-    if sizes := other_spacing(trained, volume.spacing):
-        warnings.warn(
-            f"{source} has voxels of {sizes[0]} mm, and the method was trained on {sizes[1]} mm; resample it if the "
-            "result is poor.",
-            stacklevel=3,
-        )
 
 
 def _check_volume(trained: Trained, source: Tensor, seed: int) -> None:

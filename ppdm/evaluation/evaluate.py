@@ -250,15 +250,11 @@ def _source_for(trained: Trained, case: EvaluationCase) -> Tensor:
     source = _source(case)
     if len(trained.method.sources) > 1:
         source = source[[case.source_names.index(name) for name in trained.method.sources]]
-    _warn_of_spacing(trained, case)
-    return source
-
-
-def _warn_of_spacing(trained: Trained, case: EvaluationCase) -> None:
     if sizes := other_spacing(trained, case.grid.spacing):
         warnings.warn(
-            f"Scans have voxels of {sizes[0]} mm, and {trained.method.name} was trained on {sizes[1]} mm.", stacklevel=3
+            f"Scans have voxels of {sizes[0]} mm, and {trained.method.name} was trained on {sizes[1]} mm.", stacklevel=2
         )
+    return source
 
 
 def _lattice_name(metric: str, factor: Factor) -> str:

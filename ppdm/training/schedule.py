@@ -80,7 +80,10 @@ class Schedule:
 
     def share(self, done: int, seconds: float) -> float:
         """Return the fraction of the steps or of the time used so far; training ends at 1 or more."""
-        return done / self.steps if self.steps is not None else seconds / (60 * self._minutes)
+        if self.steps is not None:
+            return done / self.steps
+        assert self.minutes is not None
+        return seconds / (60 * self.minutes)
 
     def used(self, part: Part, done: int, seconds: float) -> bool:
         """Whether a part of the budget is used up."""
@@ -114,11 +117,6 @@ class Schedule:
         """Return the first step that begins at or after a share of the budget, tolerant of rounding errors."""
         assert self.steps is not None
         return math.ceil(share * self.steps - 1e-9)
-
-    @property
-    def _minutes(self) -> float:
-        assert self.minutes is not None
-        return self.minutes
 
 
 def learning_rate(optimisation: Optimisation, k: int, steps: int, width: int | None = None) -> float:
