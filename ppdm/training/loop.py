@@ -27,7 +27,7 @@ from ppdm.training.distributed import Ranks
 from ppdm.training.log import StepReport, best_validation, opened_log
 from ppdm.training.optimizer import optimizer_class
 from ppdm.training.run import Run
-from ppdm.training.schedule import Schedule, TrainingError, batch_indices
+from ppdm.training.schedule import Schedule, TrainingError, batch_indices, parts
 from ppdm.training.session import Session
 from ppdm.training.state import State
 from ppdm.training.trainer import Training
@@ -317,10 +317,11 @@ def _check_request(
             f"fp16 needs loss scaling, which {method.optimisation.optimiser} does not support without waiting for the "
             "accelerator at every step; use the optimiser adamw, or train in bf16 or fp32."
         )
-    if schedule.steps is not None and schedule.steps < len(method.stages):
+    if schedule.steps is not None and 0 in (divided := [schedule.steps_of(part) for part in parts(method)]):
         raise TrainingError(
             f"{method.name} trains in {len(method.stages)} stages ({', '.join(method.stages)}) of at least one step "
-            f"each; got {schedule.steps} in total."
+            f"each; got {schedule.steps} in total, divided into {' and '.join(map(str, divided))}; give more steps, or "
+            "another share for the representation (representation.share)."
         )
     if len(validation) and schedule.validate_every is None:
         raise TrainingError("Validation pairs were given without validate_every; give validate_every too.")

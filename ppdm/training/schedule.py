@@ -100,10 +100,13 @@ class Schedule:
             began: first step of the stage.
         """
         if self.steps is not None:
-            steps = self._step_at(part.end) - self._step_at(part.begin)
-            return learning_rate(method.optimisation, k - began, steps, method.width)
+            return learning_rate(method.optimisation, k - began, self.steps_of(part), method.width)
         share = (self.share(k, seconds) - part.begin) / (part.end - part.begin)
         return timed_learning_rate(method.optimisation, k - began, min(share, 1.0), method.width)
+
+    def steps_of(self, part: Part) -> int:
+        """Return the number of steps of a part of the budget, which is given in steps."""
+        return self._step_at(part.end) - self._step_at(part.begin)
 
     def validates(self, done: int, last: bool) -> bool:
         """Whether to validate after step number ``done``, counted from 1; the last step is always validated."""
