@@ -19,10 +19,8 @@ from ppdm.training.distributed import Ranks
 from ppdm.training.log import StepReport
 from ppdm.training.loop import describe
 from ppdm.training.loop import train as train_arrays
-from ppdm.training.run import Run
+from ppdm.training.run import AFTER, BEST, Run
 from ppdm.training.schedule import Schedule
-
-BEST, AFTER = "best", "after"  # folders in a run
 
 
 def train(

@@ -32,6 +32,7 @@ from ppdm.training.state import State, read_state, write_state
 
 SCHEMA = 1
 LOG, OPTIONS = "log.jsonl", "options.json"
+BEST, AFTER = "best", "after"  # folders of models that training keeps: the best one, and those after some steps
 
 _KEPT = 2
 _DIFFERENCES_SHOWN = 3
@@ -124,8 +125,9 @@ class Run:
         """
         self.check(asked)
         try:
-            for path in leftovers(self.folder):
-                path.unlink(missing_ok=True)
+            for folder in (self.folder, self.folder / BEST, *(self.folder / AFTER).glob("*")):
+                for path in leftovers(folder):
+                    path.unlink(missing_ok=True)
             if (self.folder / OPTIONS).exists():
                 content = self._options()
                 _warn_of_changes(content["environment"], environment)
