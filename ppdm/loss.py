@@ -42,8 +42,8 @@ class Loss:
         weight: what the error is multiplied by before both terms, at each time t: ``none``; ``scale``, the kernel's
             scale at t. For an x0 target of a variance-preserving kernel, this is the loss of the velocity
             ``α·ε − σ·x0`` (arXiv 2202.00512), with ε the noise in x_t: an error of x0 counts σ(t) times.
-        adversarial: weight of the adversarial term (:meth:`adversarial_term`), which only training has. A discriminator
-            is then trained beside the network; it is not part of the result.
+        adversarial: weight of the adversarial term (:meth:`adversarial_term`), which is used in training only. A
+            discriminator is then trained beside the network; it is not part of the result.
         discriminator_width: channels of the discriminator's finest level
             (:class:`~ppdm.network.discriminator.PatchDiscriminator`).
 

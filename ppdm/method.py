@@ -80,7 +80,8 @@ class Optimisation:
         ema: decay of the exponential moving average of the weights; sampling uses this average.
         at_start: fraction of training times set to exactly t = 1, where sampling starts; the others are uniform.
         at_steps: whether the uniform times are drawn from those at which sampling evaluates the network, and not from
-            all of (0, 1] (a sparse schedule, arXiv 2604.17773). It holds for the number of sampling steps in training.
+            all of (0, 1] (a sparse schedule, arXiv 2604.17773). They are those of the method's own number of steps:
+            sampling in another number of steps evaluates the network at other times.
         optimiser: ``adamw``, or ``adamw8bit``, which stores moments in 8 bits (arXiv 2110.02861) and needs torchao.
 
     Raises:
@@ -132,7 +133,8 @@ class Method:
         optimisation: optimisation options.
         sources: names of the sources, in the order of their channels. Training on a manifest takes them from there.
         bridge_from: the end of a bridge: ``mean`` of the sources, or the name of one of them, which may be given before
-            the sources are known. It has no effect with one source; in a Gaussian kernel, no source is an end.
+            the sources are known. It has no effect with one source. A Gaussian kernel uses it only for the target
+            ``residual`` and if sampling starts below 1.
 
     Raises:
         ValueError: the target is unknown, the kernel does not support sampling with it, the window does not fit the
@@ -269,7 +271,7 @@ class Method:
         learned = None
         if isinstance(self.network, UNetOptions):  # checked for every learned representation
             learned = self.representation.build(channels, self.network)
-        several = (len(self.sources),) if len(self.sources) > 1 else ()  # a window of your own may know one source only
+        several = (len(self.sources),) if len(self.sources) > 1 else ()  # a window of your own may take only one
         diffusion = self.window.build(unet, self.representation.channels(channels), *several)
         return diffusion if learned is None else nn.ModuleDict({REPRESENTATION: learned, DIFFUSION: diffusion})
 

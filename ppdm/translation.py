@@ -88,10 +88,10 @@ def translate(
         trained: the method, from :func:`ppdm.checkpoint.load`.
         input_path: a NIfTI, MetaImage or NRRD file, a DICOM series (its folder or one of its files), or a folder of
             scans. For a method with several sources: the scan of each source by its name, or a pattern of paths for
-            each, such as ``scans/*_T1.nii.gz``; scans whose stars stand for the same text belong together
+            each, such as ``scans/*_T1.nii.gz``; scans belong together if their stars match the same text
             (:mod:`ppdm.data.matching`). The output has the geometry of the first source.
         output_path: a file in an existing folder; for a folder of scans, a folder, which is created if it is missing.
-            The folder of a DICOM series may have either.
+            For the folder of a DICOM series, both are allowed.
         resample: whether to interpolate sources on other grids onto the grid of the first; otherwise they are refused.
         steps: number of sampling steps; the method's own if absent.
         seed: seed of the noise, for methods that use noise in sampling.

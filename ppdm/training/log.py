@@ -33,7 +33,7 @@ class StepReport:
         best: whether ``validation_loss`` is the lowest so far; only in the last stage.
         skipped: number of steps so far that were skipped because gradients overflowed; None without any.
         average_loss: loss of the averaged weights on some training pairs, after the last step.
-        untrained_loss: loss on the same pairs that needs no training, for example by returning the source.
+        untrained_loss: loss on the same pairs of a result that needs no training, such as the source.
     """
 
     step: int
@@ -125,7 +125,7 @@ def read_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def untrained_note(path: str | os.PathLike[str]) -> str:
-    """Return a sentence if the loss at the end of a log is not at least 5 % below that of no training; else nothing."""
+    """Return a warning if the final loss is less than 5 % below the loss without training; otherwise return ''."""
     last: dict[str, Any] = {}
     with suppress(OSError):  # without a log, nothing is known
         last = (read_log(path) or [{}])[-1]

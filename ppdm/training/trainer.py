@@ -45,7 +45,7 @@ class Training:
     discriminator: nn.Module | None = None
     optimizer: AdamW = field(init=False)
     scaler: torch.amp.GradScaler = field(init=False)
-    _weights: list[list[nn.Parameter]] = field(init=False, repr=False)  # of each trained module, for every step
+    _weights: list[list[nn.Parameter]] = field(init=False, repr=False)  # of each trained module, listed once
     _averages: list[Tensor] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
