@@ -34,7 +34,7 @@ from ppdm.data.translation_files import (
 from ppdm.data.volume import Volume, VolumeError, read_geometry, user_path, write_volume, written_files
 from ppdm.method import Method, reconstruct, sample
 from ppdm.sources import described_sources
-from ppdm.tiling import OnEvaluation, Size, no_callback
+from ppdm.tiling import OnEvaluation, Shape, Size, no_callback
 
 SPACING_TOLERANCE = 0.1  # warn above this relative difference from the voxel size of the training data
 
@@ -354,10 +354,13 @@ def _map_planes(change: Callable[[Tensor], Tensor], volume: Tensor, out: Tensor)
         place.copy_(change(plane))
 
 
-def _smaller_blocks(method: Method, volume: Volume) -> str:
-    """Return an option, for a message, with which the network processes less at once."""
-    shape = volume.data.shape
-    return f"--block {max(shape) // 2}" if method.blocks(shape) == 1 else "a smaller --block"
+def _smaller_blocks(method: Method, shape: Shape) -> str:
+    """Return an option and a comma, for a message, with which the network processes less at once, if there is one."""
+    try:
+        method.in_blocks(1)
+    except ValueError:  # the method does not support blocks
+        return ""
+    return f"--block {max(shape) // 2}, " if method.blocks(shape) == 1 else "a smaller --block, "
 
 
 def _device(trained: Trained) -> torch.device:
@@ -393,8 +396,8 @@ def _translate_file(
         raise TranslationError(f"{source}: {error}") from None
     except torch.OutOfMemoryError as error:
         raise TranslationError(
-            f"{source}: the accelerator's memory does not suffice for {tuple(volume.data.shape)} voxels "
-            f"({str(error).split('. ')[0]}); try {_smaller_blocks(trained.method, volume)}, bf16, or the CPU."
+            f"{source}: the accelerator's memory does not suffice for {volume.data.shape} voxels "
+            f"({str(error).split('. ')[0]}); try {_smaller_blocks(trained.method, volume.data.shape)}bf16, or the CPU."
         ) from None
     make_folder(outputs[0].parent)
     _write_together(dict(zip(outputs, results, strict=True)), volume)

@@ -340,6 +340,6 @@ def _explained_memory_error(method: Method) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise TrainingError(
-            f"The accelerator's memory does not suffice to train {method.name} ({str(error).split('. ')[0]}); try a "
-            "larger puzzle factor, bf16, checkpointing 'block' or smaller volumes."
+            f"The accelerator's memory does not suffice to train {method.name} ({str(error).split('. ')[0]}); try "
+            f"{'a larger puzzle factor, ' if method.has_factor else ''}bf16, checkpointing 'block' or smaller volumes."
         ) from None

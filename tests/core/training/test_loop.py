@@ -276,6 +276,8 @@ def test_running_out_of_memory_gives_an_error_with_advice():
 
     with pytest.raises(TrainingError, match=r"\(CUDA out of memory\); try a larger puzzle factor"):
         fit(TINY, [pair()], steps=1, progress=full)
+    with pytest.raises(TrainingError, match=r"\(CUDA out of memory\); try bf16"):
+        fit(DDPM, [pair()], steps=1, progress=full)
 
 
 @pytest.mark.parametrize(
