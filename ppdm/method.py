@@ -250,11 +250,8 @@ class Method:
     @property
     def phases(self) -> tuple[str, ...]:
         """Phases with separate memory and time measurements: training, sampling, and those of the representation."""
-        return (
-            ("train", "sample", "autoencoder_train", "decode")
-            if self.representation.is_learned
-            else ("train", "sample")
-        )
+        learned = ("autoencoder_train", "decode") if self.representation.is_learned else ()
+        return ("train", "sample", *learned)
 
     def build(self, channels: int = 1) -> nn.Module:
         """Build all modules with weights, in fp32 on the default device, for ``channels`` channels of each volume.

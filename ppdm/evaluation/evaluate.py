@@ -137,8 +137,8 @@ def convention(span: float, grids: Iterable[Factor] = (2,), unit: str = "") -> P
         unit: unit of the targets; for HU, the preset is that of CT, whose data range is fixed.
     """
     preset, grids = ct_preset() if unit == "HU" else default_preset(span), list(grids)
-    seams = {_lattice_name(SEAM, r): partial(_seam, r) for r in grids}
-    borders = {_lattice_name(BORDER, r): partial(_border, r) for r in grids}
+    seams = {_name_on_grid(SEAM, r): partial(_seam, r) for r in grids}
+    borders = {_name_on_grid(BORDER, r): partial(_border, r) for r in grids}
     return replace(preset, metrics={**preset.metrics, **seams, **borders})
 
 
@@ -257,7 +257,7 @@ def _source_for(trained: Trained, case: EvaluationCase) -> Tensor:
     return source
 
 
-def _lattice_name(metric: str, factor: Factor) -> str:
+def _name_on_grid(metric: str, factor: Factor) -> str:
     return f"{metric}_r{factor if isinstance(factor, int) else 'x'.join(map(str, factor))}"
 
 

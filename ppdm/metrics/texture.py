@@ -41,8 +41,11 @@ def seam_index(prediction: Tensor, target: Tensor, factor: Factor) -> Tensor:
         ValueError: the factor is not a positive integer on each axis.
     """
     pair = checked(prediction, target)
-    r = _cells_of(factor, pair.target)
-    _check_size(r, tuple(pair.target.shape[2:]))
+    r, size = _cells_of(factor, pair.target), tuple(pair.target.shape[2:])
+    if any(k > 1 and s // k < MIN_CELLS for s, k in zip(size, r, strict=True)):
+        raise MetricError(
+            f"The seam index needs at least {MIN_CELLS} cells along each axis; sizes {size} with factor {r} have fewer."
+        )
     axes = [(axis, k) for axis, k in enumerate(r, start=1) if k > 1]
     return 10 * pair.each(lambda p, g, _: torch.cat([_quotients(p, g, *axis) for axis in axes]).mean()).log10()
 
@@ -125,13 +128,6 @@ def _cells_of(factor: Factor, volume: Tensor) -> tuple[int, ...]:
     if max(r) == 1:
         raise MetricError("A puzzle of factor 1 has no cells and leaves no grid; give the factor that made the volume.")
     return r
-
-
-def _check_size(r: tuple[int, ...], size: tuple[int, ...]) -> None:
-    if any(k > 1 and s // k < MIN_CELLS for s, k in zip(size, r, strict=True)):
-        raise MetricError(
-            f"The seam index needs at least {MIN_CELLS} cells along each axis; sizes {size} with factor {r} have fewer."
-        )
 
 
 def _quotients(prediction: Tensor, target: Tensor, axis: int, r: int) -> Tensor:

@@ -7,8 +7,8 @@ sources of C channels each are one array with S·C channels.
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -34,10 +34,6 @@ class Survey:
     count: int
     channels: int
     sha256: str
-
-    def describe(self) -> dict[str, Any]:
-        """Describe the survey as JSON values."""
-        return asdict(self)
 
 
 def survey(

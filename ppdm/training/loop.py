@@ -10,6 +10,7 @@ import os
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -150,7 +151,7 @@ def describe(method: Method, schedule: Schedule) -> dict[str, Any]:
     Raises:
         ValueError: the method has values that are not from this package.
     """
-    return {"method": method.to_dict(), **schedule.describe()}
+    return {"method": method.to_dict(), **asdict(schedule)}
 
 
 def _open_session(
@@ -178,7 +179,7 @@ def _open_session(
             opened.enter_context(own_run)
         trainer = Training.start(method, surveyed.channels, schedule.seed, device)
         weights = "" if init_from is None else _warm_start(trainer, init_from)
-    data = {"pairs": surveyed.describe(), "validation_pairs": held.describe() if held else None}
+    data = {"pairs": asdict(surveyed), "validation_pairs": asdict(held) if held else None}
     options = describe(method, schedule) | data | {"init_from": weights or None}
     last = ranks.by_first(lambda: _begin(own_run, options, _environment(method, device, ranks)))
     with ranks.together():

@@ -6,8 +6,7 @@ uses the same random numbers as an uninterrupted run, and no generator state nee
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -111,10 +110,6 @@ class Schedule:
     def validates(self, done: int, last: bool) -> bool:
         """Whether to validate after step number ``done``, counted from 1; the last step is always validated."""
         return self.validate_every is not None and (last or done % self.validate_every == 0)
-
-    def describe(self) -> dict[str, Any]:
-        """Describe the schedule as JSON values."""
-        return asdict(self)
 
     def _step_at(self, share: float) -> int:
         """Return the first step that begins at or after a share of the budget, tolerant of rounding errors."""
