@@ -376,6 +376,11 @@ class LayerFactory:
     def block(self, c_in: int, c_out: int, attend: bool, takes_skip: bool = False) -> ResidualBlock:
         return ResidualBlock(self, c_in, c_out, attend, takes_skip)
 
+    def middle(self, channels: int) -> list[ResidualBlock]:
+        attention, levels = self.options.attention, len(self.options.levels)
+        attends = attention[-1] if len(attention) > levels else any(attention)
+        return [self.block(channels, channels, attends), self.block(channels, channels, attend=False)]
+
     def downsampling(self, channels: int) -> nn.Module:
         if self.options.resampling == "residual":
             return ResidualBlock(self, channels, channels, attend=False, takes_skip=False, resize=halved)
