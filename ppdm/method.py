@@ -79,7 +79,7 @@ class Optimisation:
         clip: maximum gradient norm.
         ema: decay of the exponential moving average of the weights; sampling uses this average.
         at_start: fraction of training times set to exactly t = 1, where sampling starts; the others are uniform.
-        at_steps: whether the uniform times are drawn from those at which sampling evaluates the network, and not from
+        at_steps: whether the uniform times are chosen from those at which sampling evaluates the network, and not from
             all of (0, 1] (a sparse schedule, arXiv 2604.17773). They are those of the method's own number of steps:
             sampling in another number of steps evaluates the network at other times.
         optimiser: ``adamw``, or ``adamw8bit``, which stores moments in 8 bits (arXiv 2110.02861) and needs torchao.

@@ -50,7 +50,7 @@ class Translation:
         output: the file that contains the translation, if there is no fault.
         seconds: time from the start of reading to the end of writing.
         fault: message that explains why there is no output; empty on success.
-        deviation: the file that contains the standard deviation over several draws; None for one.
+        deviation: the file that contains the standard deviation over several samples; None for a single sample.
     """
 
     source: Path

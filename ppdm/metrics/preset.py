@@ -32,7 +32,7 @@ class Preset:
         mask: description of the required mask.
         source: where the convention is published.
         uptake: whether to compute the bias of uptake in every labelled region of PET.
-        unit: unit of metrics in the unit of the volumes, such as the mean absolute error; empty if it is arbitrary.
+        unit: unit of the volumes, and of metrics such as the mean absolute error; empty if it is arbitrary.
     """
 
     name: str

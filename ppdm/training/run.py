@@ -111,7 +111,7 @@ class Run:
                 "these files first."
             )
         if there:
-            self._compare(_as_json({**self.asked, **asked}))
+            self._compare(json.loads(json.dumps({**self.asked, **asked})))  # as read back: tuples become lists
 
     def begin(self, asked: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
         """Start a run in the folder, or resume the run in it, after :meth:`check`.
@@ -264,11 +264,6 @@ def _adds_steps(started: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
 
 def _checkpoint_name(step: int) -> str:
     return f"state-{step:06d}.safetensors"
-
-
-def _as_json(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the content as it will be read back from JSON: tuples become lists."""
-    return dict(json.loads(json.dumps(content)))
 
 
 def _differences(name: str, started: Any, asked: Any) -> Iterator[str]:
