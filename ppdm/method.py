@@ -492,10 +492,10 @@ def _piece_loss(
     output = predict(network, x_t, times, condition) if guess is None else guess(method, x_t, method.end(condition), t)
     error = output - wanted
     del output, x_t, condition, wanted
-    added: list[Tensor] = []
+    judged: Tensor | None = None
     if discriminator is not None:
         predicted = volumes[0] + codec.decode(x0_error_of(method.target, method.kernel, error, t))
-        added.append(method.loss.adversarial_term(discriminator, predicted, *volumes))
+        judged = method.loss.adversarial_term(discriminator, predicted, *volumes)
         del volumes, predicted
     if method.loss.weight == "scale":
         error = error * method.kernel.scale(t)
@@ -503,7 +503,7 @@ def _piece_loss(
     if method.loss.gradient:
         volume = codec.decode(x0_error_of(method.target, method.kernel, error, t))
         loss = loss + method.loss.puzzle_gradient(volume, method.representation.cell)
-    return sum(added, loss)
+    return loss if judged is None else loss + judged
 
 
 def _training_times(method: Method, x0: Tensor, generator: torch.Generator | None) -> Tensor:

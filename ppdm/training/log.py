@@ -86,7 +86,7 @@ class Log:
             if self._stream.write(line) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
-            raise TrainingError(f"The log {self.path} cannot be written ({error.strerror}); make room.") from None
+            raise TrainingError(f"The log {self.path} cannot be written ({error.strerror}); free disk space.") from None
 
     def flush(self) -> int:
         """Flush every line to the disk; return the file size in bytes."""

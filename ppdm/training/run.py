@@ -191,7 +191,7 @@ class Run:
         except OSError as error:
             raise CheckpointError(
                 f"{place} cannot be written ({error.strerror or error}); {self.last_checkpoint()}. "
-                "Make room on the disk, and resume the run."
+                "Free disk space, and resume the run."
             ) from None
         self._sound, self._saved_at = [*self._sound, place][-_KEPT:], state.report.seconds
         self._remove(keep=self._sound)
