@@ -119,9 +119,12 @@ class Convolution(nn.Module):
     def arithmetic(self, x: Tensor) -> torch.dtype:
         """Return the dtype of the arithmetic: the layer's precision, or fp32 where oneDNN has a bug.
 
-        On the CPU, oneDNN leaves the weight's gradient uninitialised in bf16 at a depth of 2 (torch 2.11 and 2.13).
+        On the CPU, oneDNN leaves the weight's gradient uninitialised in bf16 at a depth of 2 (torch 2.11 and 2.13). It
+        does so too for a strided convolution with one voxel along H or W, and can then corrupt the heap (torch 2.13).
         """
-        faulty = self.dtype is torch.bfloat16 and x.ndim == 5 and x.shape[2] == 2 and x.device.type == "cpu"
+        if self.dtype is not torch.bfloat16 or x.ndim < 5 or x.device.type != "cpu":
+            return self.dtype
+        faulty = x.shape[2] == 2 or (self.stride > 1 and 1 in x.shape[3:])
         return torch.float32 if faulty else self.dtype
 
 
