@@ -38,7 +38,7 @@ def replacing(path: Path, suffix: str = "") -> Iterator[Path]:
     """Yield a temporary path in the folder of ``path``; the file written there is moved to ``path`` on success.
 
     On an error it is removed, and a file at ``path`` is unchanged. Unlike :func:`write_together`, this does not
-    wait for the disk: the file is complete or absent after a crash of the process, not of the machine.
+    wait for the disk: the file is complete or absent after a crash of the process, but perhaps not of the machine.
 
     Args:
         path: the file to write.

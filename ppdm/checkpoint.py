@@ -210,7 +210,7 @@ def _read_description(path: Path) -> Mapping[str, Any]:
         )
     if content.keys() != _KEYS:
         raise CheckpointError(f"{path} has the fields {sorted(content)}, expected {sorted(_KEYS)}; copy it again.")
-    return dict(content)
+    return content
 
 
 def _read_weights(path: Path) -> tuple[dict[str, Tensor], str]:

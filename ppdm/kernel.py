@@ -84,7 +84,7 @@ class _Bridge(_Path):
         return 1 - tau, tau, self._gamma * (tau * (1 - tau)).clamp_min(0).sqrt()
 
     def scale(self, t: Tensor) -> Tensor:
-        """I2SB's scale (arXiv 2302.05872, eq. 12): standard deviation of the path from 0 to t, not tied to y."""
+        """Return I2SB's scale (arXiv 2302.05872, eq. 12): the standard deviation of x_t given x0 but no end y."""
         return self._gamma * self.clock(t).sqrt()
 
     def start(self, y: Tensor, draw: Draw) -> Tensor:
@@ -268,7 +268,7 @@ def target_of(target: str, kernel: Kernel, x0: Tensor, x_t: Tensor, y: Tensor, t
 
 
 def output_of(target: str, kernel: Kernel, x0: Tensor, x_t: Tensor, y: Tensor, t: Tensor) -> Tensor:
-    """Return the network output that means this x0 at x_t, the inverse of :func:`x0_of`; noise needs σ(t) > 0."""
+    """Return the network output that gives this x0 at x_t: the inverse of :func:`x0_of`. Noise needs σ(t) > 0."""
     if target == "x0":
         return x0
     if target == "residual":
@@ -280,7 +280,7 @@ def output_of(target: str, kernel: Kernel, x0: Tensor, x_t: Tensor, y: Tensor, t
 
 
 def x0_of(target: str, kernel: Kernel, output: Tensor, x_t: Tensor, y: Tensor, t: Tensor) -> Tensor:
-    """Return the x0 that a network output means at x_t."""
+    """Convert a network output at x_t to an estimate of x0."""
     if target == "x0":
         return output
     if target == "residual":

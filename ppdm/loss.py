@@ -42,8 +42,8 @@ class Loss:
         weight: what the error is multiplied by before both terms, at each time t: ``none``; ``scale``, the kernel's
             scale at t. For an x0 target of a variance-preserving kernel, this is the loss of the velocity
             ``α·ε − σ·x0`` (arXiv 2202.00512), with ε the noise in x_t: an error of x0 counts σ(t) times.
-        adversarial: weight of the adversarial term (:meth:`adversarial_term`), which only training has. A discriminator
-            is then trained beside the network; it is not part of the result.
+        adversarial: weight of the adversarial term (:meth:`adversarial_term`), which is used in training only. A
+            discriminator is then trained beside the network; it is not part of the result.
         discriminator_width: channels of the discriminator's finest level
             (:class:`~ppdm.network.discriminator.PatchDiscriminator`).
 
@@ -79,7 +79,8 @@ class Loss:
 
     def reconstruction(self, error: Tensor) -> Tensor:
         """``mean|error|^p`` for each subject, (N,); error is output − target (N, …)."""
-        return _mean_power(error.flatten(1), self.p)
+        value: Tensor = _MeanPower.apply(error.flatten(1), self.p)
+        return value
 
     def puzzle_gradient(self, error: Tensor, cell: Sequence[int]) -> Tensor:
         """``λ·Σ_axis mean|∂_axis error|^p`` for each subject, with differences per voxel.
@@ -114,20 +115,17 @@ class Loss:
 _PORTIONS = 4
 
 
-def _mean_power(x: Tensor, p: int) -> Tensor:
-    """``mean|x|^p`` of (N, L) for each row."""
-    value: Tensor = _MeanPower.apply(x, p)
-    return value
-
-
 class _MeanPower(Function):
-    """Saves only x for the backward pass; its gradient is the only other tensor of the same size."""
+    """``mean|x|^p`` of (N, L) for each row; saves only x for the backward pass.
+
+    The gradient of x is the only other tensor of the same size.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, p: int) -> Tensor:
         ctx.save_for_backward(x)
         ctx.p = p
-        return _sum([_power(part, p).sum(1) for part in x.chunk(_PORTIONS, dim=1)]) / x.shape[1]
+        return torch.stack([_power(part, p).sum(1) for part in x.chunk(_PORTIONS, dim=1)]).sum(0) / x.shape[1]
 
     @staticmethod
     @once_differentiable
@@ -152,7 +150,7 @@ class _DifferencePower(Function):
             _power(x[after] - x[before], p).flatten(1).sum(1) / number
             for after, before, number in _crossings(x.shape, every)
         ]
-        return _sum(portions) if portions else x.new_zeros(len(x))
+        return torch.stack(portions).sum(0) if portions else x.new_zeros(len(x))
 
     @staticmethod
     @once_differentiable
@@ -205,7 +203,3 @@ def _real_entropy(logits: Tensor) -> Tensor:
 
 def _power(x: Tensor, p: int) -> Tensor:
     return x.abs() if p == 1 else x.square()
-
-
-def _sum(values: Sequence[Tensor]) -> Tensor:
-    return torch.stack(list(values)).sum(0)

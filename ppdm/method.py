@@ -79,8 +79,9 @@ class Optimisation:
         clip: maximum gradient norm.
         ema: decay of the exponential moving average of the weights; sampling uses this average.
         at_start: fraction of training times set to exactly t = 1, where sampling starts; the others are uniform.
-        at_steps: whether the uniform times are drawn from those at which sampling evaluates the network, and not from
-            all of (0, 1] (a sparse schedule, arXiv 2604.17773). It holds for the number of sampling steps in training.
+        at_steps: whether the uniform times are chosen from those at which sampling evaluates the network, and not from
+            all of (0, 1] (a sparse schedule, arXiv 2604.17773). They are those of the method's own number of steps:
+            sampling in another number of steps evaluates the network at other times.
         optimiser: ``adamw``, or ``adamw8bit``, which stores moments in 8 bits (arXiv 2110.02861) and needs torchao.
 
     Raises:
@@ -132,7 +133,8 @@ class Method:
         optimisation: optimisation options.
         sources: names of the sources, in the order of their channels. Training on a manifest takes them from there.
         bridge_from: the end of a bridge: ``mean`` of the sources, or the name of one of them, which may be given before
-            the sources are known. It has no effect with one source; in a Gaussian kernel, no source is an end.
+            the sources are known. It has no effect with one source. A Gaussian kernel uses it only for the target
+            ``residual`` and if sampling starts below 1.
 
     Raises:
         ValueError: the target is unknown, the kernel does not support sampling with it, the window does not fit the
@@ -248,11 +250,8 @@ class Method:
     @property
     def phases(self) -> tuple[str, ...]:
         """Phases with separate memory and time measurements: training, sampling, and those of the representation."""
-        return (
-            ("train", "sample", "autoencoder_train", "decode")
-            if self.representation.is_learned
-            else ("train", "sample")
-        )
+        learned = ("autoencoder_train", "decode") if self.representation.is_learned else ()
+        return ("train", "sample", *learned)
 
     def build(self, channels: int = 1) -> nn.Module:
         """Build all modules with weights, in fp32 on the default device, for ``channels`` channels of each volume.
@@ -269,7 +268,7 @@ class Method:
         learned = None
         if isinstance(self.network, UNetOptions):  # checked for every learned representation
             learned = self.representation.build(channels, self.network)
-        several = (len(self.sources),) if len(self.sources) > 1 else ()  # a window of your own may know one source only
+        several = (len(self.sources),) if len(self.sources) > 1 else ()  # a window of your own may take only one
         diffusion = self.window.build(unet, self.representation.channels(channels), *several)
         return diffusion if learned is None else nn.ModuleDict({REPRESENTATION: learned, DIFFUSION: diffusion})
 
@@ -493,10 +492,10 @@ def _piece_loss(
     output = predict(network, x_t, times, condition) if guess is None else guess(method, x_t, method.end(condition), t)
     error = output - wanted
     del output, x_t, condition, wanted
-    added: list[Tensor] = []
+    judged: Tensor | None = None
     if discriminator is not None:
         predicted = volumes[0] + codec.decode(x0_error_of(method.target, method.kernel, error, t))
-        added.append(method.loss.adversarial_term(discriminator, predicted, *volumes))
+        judged = method.loss.adversarial_term(discriminator, predicted, *volumes)
         del volumes, predicted
     if method.loss.weight == "scale":
         error = error * method.kernel.scale(t)
@@ -504,7 +503,7 @@ def _piece_loss(
     if method.loss.gradient:
         volume = codec.decode(x0_error_of(method.target, method.kernel, error, t))
         loss = loss + method.loss.puzzle_gradient(volume, method.representation.cell)
-    return sum(added, loss)
+    return loss if judged is None else loss + judged
 
 
 def _training_times(method: Method, x0: Tensor, generator: torch.Generator | None) -> Tensor:

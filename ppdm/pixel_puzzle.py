@@ -87,7 +87,7 @@ def pad_to_multiple(x: Tensor, multiple: Factor) -> Tensor:
     """
     r = factor_of(multiple, x)
     if 0 in x.shape[2:]:
-        raise ValueError(f"shape {tuple(x.shape)} cannot be padded to multiples of {r}: an empty axis reflects nothing")
+        raise ValueError(f"shape {tuple(x.shape)} cannot be padded to multiples of {r}: an empty axis has no voxels")
     for axis, m in enumerate(r, start=2):
         size = x.shape[axis]
         if size % m:

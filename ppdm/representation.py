@@ -87,10 +87,11 @@ class FixedRepresentation:
     """A representation that is not learned and is its own codec."""
 
     is_learned = False
+    share = 0.0
 
     @property
-    def share(self) -> float:
-        return 0.0
+    def label(self) -> str:
+        return ""
 
     def build(self, c: int, network: "UNetOptions") -> None:
         return None
@@ -106,10 +107,6 @@ class Identity(FixedRepresentation):
     @property
     def cell(self) -> tuple[int, int, int]:
         return (1, 1, 1)
-
-    @property
-    def label(self) -> str:
-        return ""
 
     def channels(self, c: int) -> int:
         return c
@@ -177,10 +174,6 @@ class Haar(FixedRepresentation):
     @property
     def cell(self) -> tuple[int, int, int]:
         return (2, 2, 2)
-
-    @property
-    def label(self) -> str:
-        return ""
 
     def channels(self, c: int) -> int:
         return 8 * c

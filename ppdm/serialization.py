@@ -7,7 +7,7 @@ from importlib.metadata import entry_points
 from inspect import formatannotation
 from sys import float_info
 from types import UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 Axes = Mapping[str, Mapping[str, type]]  # for each field with several possible types: type by name
@@ -130,16 +130,13 @@ def _type_of(name: str, value: Mapping[str, Any], axes: Axes) -> type:
 
 
 def _value(name: str, value: Any, hint: Any, axes: Axes) -> Any:
+    """Restore the value of a field and check its type; the dataclass itself checks ranges."""
     if name in axes:
         if not isinstance(value, Mapping):
             raise ValueError(f"{name} must name a type out of {', '.join(axes[name])}, got {value!r}")
         return restore(_type_of(name, value, axes), {k: v for k, v in value.items() if k != "type"}, axes)
-    is_part = isinstance(hint, type) and is_dataclass(hint)
-    return restore(hint, value, axes) if is_part else _typed(name, value, hint)
-
-
-def _typed(name: str, value: Any, hint: Any) -> Any:
-    """Check the type of a value and convert lists to tuples; the dataclass itself checks ranges."""
+    if isinstance(hint, type) and is_dataclass(hint):
+        return restore(hint, value, axes)
     value = tuple(value) if isinstance(value, list) else value
     if not _fits(value, hint):
         raise ValueError(f"{name} must be {formatannotation(hint)}, got {value!r}")
@@ -148,7 +145,7 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
 
 def _fits(value: Any, hint: Any) -> bool:
     kinds = get_args(hint)
-    if get_origin(hint) is UnionType:
+    if get_origin(hint) in (Union, UnionType):  # Optional[int] is the former, int | None the latter
         return any(_fits(value, kind) for kind in kinds)
     if get_origin(hint) is tuple:
         kinds = kinds[:1] * len(value) if kinds[-1] is Ellipsis and isinstance(value, tuple) else kinds

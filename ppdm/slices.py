@@ -74,7 +74,7 @@ class Slices:
         mean, at_once = torch.zeros_like(x_t), max(self.batch // len(x_t), 1)
         for view in self.views:
             size = x_t.shape[_axis(view)]
-            for places in (range(k, min(k + at_once, size)) for k in range(0, size, at_once)):
+            for places in (range(size)[k : k + at_once] for k in range(0, size, at_once)):
                 part = mean.movedim(_axis(view), 1)[:, places.start : places.stop]
                 part += self._apply(network, view, places, x_t, t, y) / len(self.views)
         on_evaluation()

@@ -31,17 +31,10 @@ from ppdm.data.translation_files import (
     make_folder,
     plan_files,
 )
-from ppdm.data.volume import (
-    Volume,
-    VolumeError,
-    read_geometry,
-    user_path,
-    write_volume,
-    written_files,
-)
+from ppdm.data.volume import Volume, VolumeError, read_geometry, user_path, write_volume, written_files
 from ppdm.method import Method, reconstruct, sample
 from ppdm.sources import described_sources
-from ppdm.tiling import OnEvaluation, Size, no_callback
+from ppdm.tiling import OnEvaluation, Shape, Size, no_callback
 
 SPACING_TOLERANCE = 0.1  # warn above this relative difference from the voxel size of the training data
 
@@ -57,7 +50,7 @@ class Translation:
         output: the file that contains the translation, if there is no fault.
         seconds: time from the start of reading to the end of writing.
         fault: message that explains why there is no output; empty on success.
-        deviation: the file that contains the standard deviation over several draws; None for one.
+        deviation: the file that contains the standard deviation over several samples; None for a single sample.
     """
 
     source: Path
@@ -95,10 +88,10 @@ def translate(
         trained: the method, from :func:`ppdm.checkpoint.load`.
         input_path: a NIfTI, MetaImage or NRRD file, a DICOM series (its folder or one of its files), or a folder of
             scans. For a method with several sources: the scan of each source by its name, or a pattern of paths for
-            each, such as ``scans/*_T1.nii.gz``; scans whose stars stand for the same text belong together
+            each, such as ``scans/*_T1.nii.gz``; scans belong together if their stars match the same text
             (:mod:`ppdm.data.matching`). The output has the geometry of the first source.
         output_path: a file in an existing folder; for a folder of scans, a folder, which is created if it is missing.
-            The folder of a DICOM series may have either.
+            For the folder of a DICOM series, both are allowed.
         resample: whether to interpolate sources on other grids onto the grid of the first; otherwise they are refused.
         steps: number of sampling steps; the method's own if absent.
         seed: seed of the noise, for methods that use noise in sampling.
@@ -328,7 +321,9 @@ def adapt(
     except ValueError as error:
         raise TranslationError(f"The method does not support these options: {error}.") from None
     weights = trained.network.state_dict()
-    network = assemble(method, trained.channels, weights if device is None else _moved(weights, device))
+    if device is not None:
+        weights = {name: tensor.to(device) for name, tensor in weights.items()}
+    network = assemble(method, trained.channels, weights)
     return replace(trained, method=method, network=network)
 
 
@@ -359,18 +354,17 @@ def _map_planes(change: Callable[[Tensor], Tensor], volume: Tensor, out: Tensor)
         place.copy_(change(plane))
 
 
-def _smaller_blocks(method: Method, volume: Volume) -> str:
-    """Return an option, for a message, with which the network processes less at once."""
-    shape = volume.data.shape
-    return f"--block {max(shape) // 2}" if method.blocks(shape) == 1 else "a smaller --block"
+def _smaller_blocks(method: Method, shape: Shape) -> str:
+    """Return an option and a comma, for a message, with which the network processes less at once, if there is one."""
+    try:
+        method.in_blocks(1)
+    except ValueError:  # the method does not support blocks
+        return ""
+    return f"--block {max(shape) // 2}, " if method.blocks(shape) == 1 else "a smaller --block, "
 
 
 def _device(trained: Trained) -> torch.device:
     return next(trained.network.parameters()).device
-
-
-def _moved(weights: dict[str, Tensor], device: str | torch.device) -> dict[str, Tensor]:
-    return {name: tensor.to(device) for name, tensor in weights.items()}
 
 
 def _translate_file(
@@ -385,7 +379,12 @@ def _translate_file(
 ) -> None:
     volumes, source = load_on_one_grid(sources, resample=resample), " and ".join(map(str, sources))
     volume = volumes[0]
-    _warn_of_spacing(trained, sources[0], volume)
+    if sizes := other_spacing(trained, volume.spacing):
+        warnings.warn(
+            f"{sources[0]} has voxels of {sizes[0]} mm, and the method was trained on {sizes[1]} mm; resample it if "
+            "the result is poor.",
+            stacklevel=2,
+        )
     try:
         data = torch.from_numpy(np.stack([one.data for one in volumes]) if len(volumes) > 1 else volume.data)
         options: dict[str, Any] = {"seed": seed, "suv_factor": suv_factor, "progress": progress}
@@ -397,8 +396,8 @@ def _translate_file(
         raise TranslationError(f"{source}: {error}") from None
     except torch.OutOfMemoryError as error:
         raise TranslationError(
-            f"{source}: the accelerator's memory does not suffice for {tuple(volume.data.shape)} voxels "
-            f"({str(error).split('. ')[0]}); try {_smaller_blocks(trained.method, volume)}, bf16, or the CPU."
+            f"{source}: the accelerator's memory does not suffice for {volume.data.shape} voxels "
+            f"({str(error).split('. ')[0]}); try {_smaller_blocks(trained.method, volume.data.shape)}bf16, or the CPU."
         ) from None
     make_folder(outputs[0].parent)
     _write_together(dict(zip(outputs, results, strict=True)), volume)
@@ -423,15 +422,6 @@ def other_spacing(trained: Trained, spacing: tuple[float, float, float]) -> tupl
         return None
     got, known = (" × ".join(f"{mm:.3g}" for mm in s) for s in (spacing, trained.spacing))
     return got, known
-
-
-def _warn_of_spacing(trained: Trained, source: Path, volume: Volume) -> None:
-    if sizes := other_spacing(trained, volume.spacing):
-        warnings.warn(
-            f"{source} has voxels of {sizes[0]} mm, and the method was trained on {sizes[1]} mm; resample it if the "
-            "result is poor.",
-            stacklevel=3,
-        )
 
 
 def _check_volume(trained: Trained, source: Tensor, seed: int) -> None:

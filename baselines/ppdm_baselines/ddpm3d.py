@@ -22,7 +22,7 @@ MATCHED = Method(
     kernel=Gaussian("cosine"),
     target="noise",
     loss=Loss(p=1),
-    network=UNetOptions(width=64, multipliers=(1, 2, 2, 4), residual_blocks=1),  # PPDM's, so that spaces are compared
+    network=UNetOptions(width=64, multipliers=(1, 2, 2, 4), residual_blocks=1),  # PPDM's network, for a fair comparison
     sampling=Sampling(steps=250, stochastic=True, clamp=1.0),
 )
 

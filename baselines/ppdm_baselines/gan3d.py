@@ -16,7 +16,7 @@ SOURCE = "Pix2Pix in 3-D, arXiv 1611.07004"
 
 MATCHED = Method(
     name="gan3d",
-    # As the regression control, so that only the loss differs; on voxels it is representation=identity.
+    # As in the regression control, so that only the loss differs; for a network on voxels, use Identity().
     representation=Puzzle(2),
     window=Whole(concatenate=False),
     kernel=Linear(),

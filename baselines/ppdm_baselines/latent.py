@@ -33,7 +33,7 @@ MATCHED = Method(
     kernel=Gaussian("scaled"),  # schedule="scaled_linear_beta", beta_start=0.0015, beta_end=0.0195
     target="noise",  # F.mse_loss(noise_pred.float(), noise.float())
     loss=Loss(p=2),
-    network=UNetOptions(width=64, multipliers=(1, 2, 2, 4), residual_blocks=1),  # PPDM's, so that spaces are compared
+    network=UNetOptions(width=64, multipliers=(1, 2, 2, 4), residual_blocks=1),  # PPDM's network, for a fair comparison
     # Same number of steps as full 3-D. No clamp, because latents have no fixed range. The tutorial's DDPMScheduler
     # clips them to [-1, 1], which would clip a third of our latents, whose standard deviation is 1.
     sampling=Sampling(steps=250, stochastic=True),

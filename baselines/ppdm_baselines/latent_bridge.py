@@ -18,13 +18,13 @@ SOURCE = "latent BBDM, arXiv 2205.07680; in 3-D, arXiv 2605.13686"
 
 MATCHED = Method(
     name="latent_bridge",
-    # That of MONAI's tutorial, as for latent diffusion, so that kernels are compared; as coarse as their VQ-GAN (f4).
+    # The autoencoder of latent diffusion, so that only the kernels differ. It is as coarse as the authors' VQ-GAN (f4).
     representation=Autoencoder(),
     window=Whole(concatenate=False),  # condition_key="nocond": the source is only the start
     kernel=Brownian(gamma=2**0.5),  # max_var=1: variance 2·t·(1 − t)
     target="score",  # objective="grad", x_t − x0, here divided by its scale
     loss=Loss(p=1),  # loss_type="l1"
-    network=UNetOptions(width=64, multipliers=(1, 2, 2, 4), residual_blocks=1),  # PPDM's, so that spaces are compared
+    network=UNetOptions(width=64, multipliers=(1, 2, 2, 4), residual_blocks=1),  # PPDM's network, for a fair comparison
     sampling=Sampling(steps=2),  # our choice: as many as PPDM, whose kernel is a bridge too
 )
 

@@ -17,12 +17,12 @@ SOURCE = "MAISI-v2, arXiv 2508.05772"
 
 MATCHED = Method(
     name="latent_flow",
-    representation=Autoencoder(),  # that of MONAI's tutorial, as for latent diffusion, so that kernels are compared
+    representation=Autoencoder(),  # that of latent diffusion, so that only the kernels differ
     window=Whole(),
     kernel=Gaussian("flow"),  # RFlowScheduler in configs/config_network_rflow.json
     target="score",  # the velocity ε − x0, up to its sign: scripts/diff_model_train.py
     loss=Loss(p=1),  # torch.nn.L1Loss
-    network=UNetOptions(width=64, multipliers=(1, 2, 2, 4), residual_blocks=1),  # PPDM's, so that spaces are compared
+    network=UNetOptions(width=64, multipliers=(1, 2, 2, 4), residual_blocks=1),  # PPDM's network, for a fair comparison
     sampling=Sampling(steps=30),  # num_inference_steps=30 in configs/config_maisi_diff_model_rflow-ct.json
 )
 

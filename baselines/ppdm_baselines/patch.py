@@ -22,7 +22,7 @@ MATCHED = Method(
     kernel=Gaussian("linear"),  # --noise_schedule=linear in run.sh, like all options below
     target="noise",  # predict_xstart is False in guided_diffusion/script_util.py
     loss=Loss(p=2),
-    network=UNetOptions(width=64, multipliers=(1, 2, 2, 4), residual_blocks=1),  # PPDM's, so that spaces are compared
+    network=UNetOptions(width=64, multipliers=(1, 2, 2, 4), residual_blocks=1),  # PPDM's network, for a fair comparison
     sampling=Sampling(steps=250, stochastic=False, clamp=1.0),  # steps as in full 3-D; DDIM and clamp as below
 )
 

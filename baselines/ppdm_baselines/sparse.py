@@ -23,7 +23,7 @@ MATCHED = Method(
     kernel=Gaussian("linear"),  # noise_schedule: "linear"
     target="x0",  # models/unet.py predicts x0; predict_xstart: 'V' is its loss
     loss=Loss(p=2, weight="scale"),  # mean((v - v_output)²), v = α·ε − σ·x0: diffusion/gaussian_diffusion.py
-    network=UNetOptions(width=64, multipliers=(1, 2, 2, 4), residual_blocks=1),  # PPDM's, so that spaces are compared
+    network=UNetOptions(width=64, multipliers=(1, 2, 2, 4), residual_blocks=1),  # PPDM's network, for a fair comparison
     sampling=Sampling(steps=5, clamp=1.0),  # f_steps: 5; DDIM with clip_denoised=True
     optimisation=Optimisation(at_steps=True),  # type: 'fast'
 )

@@ -23,7 +23,7 @@ MATCHED = Method(
     kernel=Gaussian("linear"),  # --noise_schedule=linear in cWDM's run.sh, like all options below
     target="x0",  # --predict_xstart=True: the coefficients
     loss=Loss(p=2),  # on the coefficients, all bands alike: guided_diffusion/train_util.py
-    network=UNetOptions(width=64, multipliers=(1, 2, 2, 4), residual_blocks=1),  # PPDM's, so that spaces are compared
+    network=UNetOptions(width=64, multipliers=(1, 2, 2, 4), residual_blocks=1),  # PPDM's network, for a fair comparison
     # Steps as in full 3-D. At each step, the prediction is transformed to a volume, clamped and transformed back.
     sampling=Sampling(steps=250, stochastic=True, clamp=1.0),
 )

@@ -17,12 +17,12 @@ SOURCE = "WFM, arXiv 2604.21146"
 
 MATCHED = Method(
     name="wfm",
-    representation=Haar(),  # with LLL divided by 3: apply_dwt in guided_diffusion/wfm.py, like the next four
+    representation=Haar(),  # with LLL divided by 3: apply_dwt in guided_diffusion/wfm.py, as are the next four
     window=Whole(),  # the bands of every source are concatenated to those of the state
     kernel=Brownian(gamma=0.5),  # σ(t) = sigma_max·√(t(1−t)) with sigma_max=0.5
     target="residual",  # velocity = target_dwt - source_dwt
     loss=Loss(p=2),  # on the coefficients, all bands alike
-    network=UNetOptions(width=64, multipliers=(1, 2, 2, 4), residual_blocks=1),  # PPDM's, so that spaces are compared
+    network=UNetOptions(width=64, multipliers=(1, 2, 2, 4), residual_blocks=1),  # PPDM's network, for a fair comparison
     # --sampling_steps 1 in README.md; the volume is clamped (_clip_wavelets).
     sampling=Sampling(steps=1, clamp=1.0),
 )

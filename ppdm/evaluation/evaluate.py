@@ -137,8 +137,8 @@ def convention(span: float, grids: Iterable[Factor] = (2,), unit: str = "") -> P
         unit: unit of the targets; for HU, the preset is that of CT, whose data range is fixed.
     """
     preset, grids = ct_preset() if unit == "HU" else default_preset(span), list(grids)
-    seams = {_lattice_name(SEAM, r): partial(_seam, r) for r in grids}
-    borders = {_lattice_name(BORDER, r): partial(_border, r) for r in grids}
+    seams = {_name_on_grid(SEAM, r): partial(_seam, r) for r in grids}
+    borders = {_name_on_grid(BORDER, r): partial(_border, r) for r in grids}
     return replace(preset, metrics={**preset.metrics, **seams, **borders})
 
 
@@ -250,18 +250,14 @@ def _source_for(trained: Trained, case: EvaluationCase) -> Tensor:
     source = _source(case)
     if len(trained.method.sources) > 1:
         source = source[[case.source_names.index(name) for name in trained.method.sources]]
-    _warn_of_spacing(trained, case)
+    if sizes := other_spacing(trained, case.grid.spacing):
+        warnings.warn(
+            f"Scans have voxels of {sizes[0]} mm, and {trained.method.name} was trained on {sizes[1]} mm.", stacklevel=2
+        )
     return source
 
 
-def _warn_of_spacing(trained: Trained, case: EvaluationCase) -> None:
-    if sizes := other_spacing(trained, case.grid.spacing):
-        warnings.warn(
-            f"Scans have voxels of {sizes[0]} mm, and {trained.method.name} was trained on {sizes[1]} mm.", stacklevel=3
-        )
-
-
-def _lattice_name(metric: str, factor: Factor) -> str:
+def _name_on_grid(metric: str, factor: Factor) -> str:
     return f"{metric}_r{factor if isinstance(factor, int) else 'x'.join(map(str, factor))}"
 
 

@@ -144,9 +144,9 @@ class EvaluationCase:
         """The sources (D, H, W) by name, in their order, for pictures; a single one is called ``input``."""
         if self.source is None:
             return {}
-        return (
-            {"input": self.source} if self.source.ndim == 3 else dict(zip(self.source_names, self.source, strict=True))
-        )
+        if self.source.ndim == 3:
+            return {"input": self.source}
+        return dict(zip(self.source_names, self.source, strict=True))
 
     @property
     def in_suv(self) -> bool:

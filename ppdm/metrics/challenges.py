@@ -53,6 +53,11 @@ def _brasyn(prediction: Tensor, target: Tensor, inside: Tensor) -> Tensor:
     if not span > 0:
         raise MetricError("BraSyn's SSIM is not defined: prediction and target are constant in the region.")
     window = SlidingWindow.gaussian()
+    if min(target.shape) <= window.half:
+        raise MetricError(
+            f"BraSyn's SSIM reflects {window.half} voxels at each border, so it needs at least {window.half + 1} "
+            f"voxels along each axis, got {tuple(target.shape)}; give larger volumes."
+        )
     p, g = (F.pad(x[None, None], (window.half,) * 6, mode="reflect")[0, 0] for x in (p, g))
     mask = F.pad(inside, (window.half,) * 6)
     return similarity(checked(p, g, mask), span, window)

@@ -1,8 +1,8 @@
 """Metrics of CT in HU, with the clipping, the data range and the mask of SynthRAD's evaluation code.
 
-PSNR and SSIM clip prediction and target to [-1024, 3000] HU; the data range is 4024 HU. The mean absolute error clips
-nothing (:func:`ppdm.metrics.mae`). The mask is the body: errors are averaged inside it, and both volumes are air
-outside it before SSIM.
+PSNR and SSIM clip prediction and target to [-1024, 3000] HU; the data range is 4024 HU. The mean absolute error does
+not clip (:func:`ppdm.metrics.mae`). The mask is the body: errors are averaged inside it, and both volumes are set to
+air outside it before SSIM is computed.
 
 Sources: github.com/SynthRAD2023/metrics, functions/image_metrics.py at fe7e385; arXiv 2403.08447;
 github.com/SynthRAD2025/metrics, functions/image_metrics.py at 0beef65.

@@ -5,7 +5,6 @@ A preset scores one subject. Records of scores contain the name of their preset.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -33,7 +32,7 @@ class Preset:
         mask: description of the required mask.
         source: where the convention is published.
         uptake: whether to compute the bias of uptake in every labelled region of PET.
-        unit: unit of metrics in the unit of the volumes, such as the mean absolute error; empty if it is arbitrary.
+        unit: unit of the volumes, and of metrics such as the mean absolute error; empty if it is arbitrary.
     """
 
     name: str
@@ -77,8 +76,8 @@ def default_preset(data_range: float, factor: Factor | None = None) -> Preset:
     """
     data_range = checked_range(data_range)
     metrics: dict[str, Score] = {
-        "psnr": partial(_with_range, psnr, data_range),
-        "ssim": partial(_with_range, ssim, data_range),
+        "psnr": lambda p, g, m: psnr(p, g, data_range, m),
+        "ssim": lambda p, g, m: ssim(p, g, data_range, m),
         "nmae": nmae,
         "nrmse": nrmse,
         "sharpness": sharpness,
@@ -111,9 +110,3 @@ def ct_preset() -> Preset:
         source="docstrings of ppdm.metrics.hounsfield and ppdm.metrics",
         unit="HU",
     )
-
-
-def _with_range(
-    metric: Callable[..., Tensor], data_range: float, prediction: Tensor, target: Tensor, mask: Tensor | None
-) -> Tensor:
-    return metric(prediction, target, data_range, mask)

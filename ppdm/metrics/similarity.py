@@ -132,8 +132,8 @@ def similarity(
             "give larger volumes, or a smaller window, whose values are not comparable."
         )
     constants = [(each * span) ** 2 for each in k]
-    chosen = local or _similarity_map
-    return pair.each(lambda p, g, m: _mean_similarity(p, g, m, window, partial(chosen, window, constants)))
+    chosen = partial(local or _similarity_map, window, constants)
+    return pair.each(lambda p, g, m: _mean_similarity(p, g, m, window, chosen))
 
 
 def _mean_similarity(

@@ -41,8 +41,11 @@ def seam_index(prediction: Tensor, target: Tensor, factor: Factor) -> Tensor:
         ValueError: the factor is not a positive integer on each axis.
     """
     pair = checked(prediction, target)
-    r = _cells_of(factor, pair.target)
-    _check_size(r, tuple(pair.target.shape[2:]))
+    r, size = _cells_of(factor, pair.target), tuple(pair.target.shape[2:])
+    if any(k > 1 and s // k < MIN_CELLS for s, k in zip(size, r, strict=True)):
+        raise MetricError(
+            f"The seam index needs at least {MIN_CELLS} cells along each axis; sizes {size} with factor {r} have fewer."
+        )
     axes = [(axis, k) for axis, k in enumerate(r, start=1) if k > 1]
     return 10 * pair.each(lambda p, g, _: torch.cat([_quotients(p, g, *axis) for axis in axes]).mean()).log10()
 
@@ -50,22 +53,22 @@ def seam_index(prediction: Tensor, target: Tensor, factor: Factor) -> Tensor:
 def border_ratio(prediction: Tensor, target: Tensor, factor: Factor, mask: Tensor | None = None) -> Tensor:
     """Squared differences across the borders of puzzle cells, over those inside cells, in dB; 0 means no seams.
 
-    Above 0 the prediction has seams; below 0 its cell borders are smoother than the rest. For an axis with factor r > 1
-    let B(x) be the mean squared difference of neighbouring voxels in two cells, I(x) that of neighbours in one cell::
+    Above 0, the prediction has seams; below 0, its cell borders are smoother than the rest. Along an axis with factor
+    r > 1, B(x) is the mean squared difference of neighbours in two cells, and I(x) that of neighbours in one cell::
 
         mean over axes of 10·log10 [B(p) / I(p)] / [B(g) / I(g)]
 
     B and I are the terms D_B and D_B^C of the blocking effect factor of PSNR-B (Yim & Bovik, Quality assessment of
     deblocked images, IEEE TIP 20(1), 2011). That factor is their difference; the ratio does not depend on the scale or
-    the offset of the intensities. It is divided by the target's own, because edges of anatomy may lie on borders.
-    Unlike :func:`seam_index`, it also sees jumps whose sign and size vary from border to border: independent jumps of
-    root mean square a add ``10·log10(1 + a²/B)``, where B is that of the prediction without them. It sees the
-    prediction, not the error, because noise of the target would hide seams in the error.
+    the offset of the intensities. It is divided by the target's ratio, because edges of anatomy may lie on borders.
+    Unlike :func:`seam_index`, it also detects jumps whose sign and size vary from border to border: independent jumps
+    of root mean square a add ``10·log10(1 + a²/B)``, where B is that of the prediction without them. It is computed
+    from the prediction, not the error, because noise of the target would hide seams in the error.
 
     Without seams, blurred and noisy copies of real brains of 72×92×70 voxels stay within 0.2 dB at r = 2 and 4, and
     those of 32³ phantoms, which have few borders, within 1 dB; means over subjects are nearer to 0. So a mean above 1.5
     dB means seams: jumps of at least two thirds of the root mean square of the differences without them. With few
-    borders more is reached without seams, such as 2.4 dB at r = 8 in 32³ voxels.
+    borders, larger values occur without seams, such as 2.4 dB at r = 8 in 32³ voxels.
 
     Args:
         prediction, target: (N, C, D, H, W) or (D, H, W). The last cell of an axis may be incomplete.
@@ -125,13 +128,6 @@ def _cells_of(factor: Factor, volume: Tensor) -> tuple[int, ...]:
     if max(r) == 1:
         raise MetricError("A puzzle of factor 1 has no cells and leaves no grid; give the factor that made the volume.")
     return r
-
-
-def _check_size(r: tuple[int, ...], size: tuple[int, ...]) -> None:
-    if any(k > 1 and s // k < MIN_CELLS for s, k in zip(size, r, strict=True)):
-        raise MetricError(
-            f"The seam index needs at least {MIN_CELLS} cells along each axis; sizes {size} with factor {r} have fewer."
-        )
 
 
 def _quotients(prediction: Tensor, target: Tensor, axis: int, r: int) -> Tensor:

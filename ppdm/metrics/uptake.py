@@ -27,7 +27,7 @@ class UptakeBias:
 
 
 def suv_bias(prediction: Tensor, target: Tensor, labels: Tensor) -> dict[int, UptakeBias]:
-    """SUVmax and SUVmean bias of every region.
+    """Compute the bias of SUVmax and SUVmean in every region.
 
     Args:
         prediction, target: (D, H, W), finite.

@@ -175,35 +175,26 @@ class AutoencoderKL(LearnedCodec):
 
 
 def _encoder(make: LayerFactory, c_in: int, c_out: int) -> nn.Sequential:
-    widths, attention = _levels(make)
-    parts: list[nn.Module] = [make.convolution(c_in, widths[0])]
-    channels = widths[0]
-    for level, (width, attend) in enumerate(zip(widths, attention, strict=True)):
+    levels = make.options.levels
+    channels, _ = levels[0]
+    parts: list[nn.Module] = [make.convolution(c_in, channels)]
+    for level, (width, attend) in enumerate(levels):
         for _ in range(make.options.residual_blocks):
             parts.append(make.block(channels, width, attend))
             channels = width
-        if level + 1 < len(widths):
+        if level + 1 < len(levels):
             parts.append(make.downsampling(channels))
-    return nn.Sequential(*parts, *_middle(make, channels), make.normalised_convolution(channels, c_out))
+    return nn.Sequential(*parts, *make.middle(channels), make.normalised_convolution(channels, c_out))
 
 
 def _decoder(make: LayerFactory, c_in: int, c_out: int) -> nn.Sequential:
-    widths, attention = _levels(make)
-    channels = widths[-1]
-    parts: list[nn.Module] = [make.convolution(c_in, channels), *_middle(make, channels)]
-    for level, (width, attend) in reversed(list(enumerate(zip(widths, attention, strict=True)))):
+    levels = make.options.levels
+    channels, _ = levels[-1]
+    parts: list[nn.Module] = [make.convolution(c_in, channels), *make.middle(channels)]
+    for level, (width, attend) in reversed(list(enumerate(levels))):
         for _ in range(make.options.residual_blocks):
             parts.append(make.block(channels, width, attend))
             channels = width
         if level:
             parts.append(make.upsampling(channels))
     return nn.Sequential(*parts, make.normalised_convolution(channels, c_out))
-
-
-def _levels(make: LayerFactory) -> tuple[tuple[int, ...], tuple[bool, ...]]:
-    widths = make.options.channels
-    return widths, make.options.attention or (False,) * len(widths)
-
-
-def _middle(make: LayerFactory, channels: int) -> list[nn.Module]:
-    return [make.block(channels, channels, any(make.options.attention)), make.block(channels, channels, False)]

@@ -119,16 +119,27 @@ class Convolution(nn.Module):
     def arithmetic(self, x: Tensor) -> torch.dtype:
         """Return the dtype of the arithmetic: the layer's precision, or fp32 where oneDNN has a bug.
 
-        On the CPU, oneDNN leaves the weight's gradient uninitialised in bf16 at a depth of 2 (torch 2.11 and 2.13).
+        On the CPU, oneDNN leaves the weight's gradient uninitialised in bf16 at a depth of 2 (torch 2.11 and 2.13). It
+        does so too for a strided convolution with one voxel along H or W, and can then corrupt the heap (torch 2.13).
         """
-        faulty = self.dtype is torch.bfloat16 and x.ndim == 5 and x.shape[2] == 2 and x.device.type == "cpu"
+        if self.dtype is not torch.bfloat16 or x.ndim < 5 or x.device.type != "cpu":
+            return self.dtype
+        faulty = x.shape[2] == 2 or (self.stride > 1 and 1 in x.shape[3:])
         return torch.float32 if faulty else self.dtype
+
+
+Resize = Callable[[Tensor], Tensor]
+
+
+def no_resize(x: Tensor) -> Tensor:
+    """Return x unchanged."""
+    return x
 
 
 class NormalisedConvolution(nn.Module):
     """Normalise, modulate, activate, resize, convolve; with ``recompute`` the backward pass keeps only the inputs."""
 
-    def __init__(self, norm: Normalisation, convolution: Convolution, recompute: bool, resize: "Resize") -> None:
+    def __init__(self, norm: Normalisation, convolution: Convolution, recompute: bool, resize: Resize) -> None:
         super().__init__()
         self.norm, self.convolution, self.recompute, self.resize = norm, convolution, recompute, resize
 
@@ -212,17 +223,11 @@ class ResidualBlock(nn.Module):
     """Residual block with an optional time input between its convolutions and optional self-attention at the end."""
 
     def __init__(
-        self,
-        make: "LayerFactory",
-        c_in: int,
-        c_out: int,
-        attend: bool,
-        takes_skip: bool,
-        resize: "Resize | None" = None,
+        self, make: "LayerFactory", c_in: int, c_out: int, attend: bool, takes_skip: bool, resize: Resize = no_resize
     ) -> None:
         super().__init__()
         self.takes_skip = takes_skip  # whether the input includes a skip connection
-        self.resize = resize or no_resize
+        self.resize = resize
         self.first = make.normalised_convolution(c_in, c_out, self.resize)
         self.adaptive = make.options.adaptive
         self.shift = nn.Linear(4 * make.options.width, 2 * c_out if self.adaptive else c_out) if make.timed else None
@@ -300,14 +305,6 @@ class Upsample(nn.Module):
         return self.convolution(doubled(x))
 
 
-Resize = Callable[[Tensor], Tensor]
-
-
-def no_resize(x: Tensor) -> Tensor:
-    """Return x unchanged."""
-    return x
-
-
 def halved(x: Tensor) -> Tensor:
     """Halve the grid by the mean of each cell."""
     cells = [v for size in x.shape[2:] for v in (size // 2, 2)]  # the CPU has no pooling in bf16
@@ -381,6 +378,11 @@ class LayerFactory:
 
     def block(self, c_in: int, c_out: int, attend: bool, takes_skip: bool = False) -> ResidualBlock:
         return ResidualBlock(self, c_in, c_out, attend, takes_skip)
+
+    def middle(self, channels: int) -> list[ResidualBlock]:
+        attention, levels = self.options.attention, len(self.options.levels)
+        attends = attention[-1] if len(attention) > levels else any(attention)
+        return [self.block(channels, channels, attends), self.block(channels, channels, attend=False)]
 
     def downsampling(self, channels: int) -> nn.Module:
         if self.options.resampling == "residual":

@@ -121,6 +121,12 @@ class UNetOptions:
         return tuple(self.width * m for m in self.multipliers)
 
     @property
+    def levels(self) -> list[tuple[int, bool]]:
+        """Channels of each level, finest first, and whether it has attention."""
+        attention = self.attention or (False,) * len(self.multipliers)
+        return list(zip(self.channels, attention, strict=False))  # an extra entry is for the middle
+
+    @property
     def multiple(self) -> int:
         """The factor that must divide every spatial size, so that the upward and downward paths have equal shapes."""
         return 1 << (len(self.multipliers) - 1)

@@ -73,7 +73,7 @@ class NoOperation:
         return part
 
     def backward(self, slope: Tensor, part: Tensor) -> Tensor:
-        """Turn the gradient of a slab's convolution input into its share of the sum for x; may work in place."""
+        """Turn the gradient of a slab's convolution input into the part that is summed for x; may work in place."""
         return slope
 
     def finish(self, slope: Tensor) -> tuple[Tensor | None, Tensor | None]:

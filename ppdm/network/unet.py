@@ -36,28 +36,25 @@ class UNet(nn.Module):
         self.in_channels, self.dims, self.options = in_channels, dims, options or UNetOptions()
         o = self.options
         make = LayerFactory(dims, o)
-        attention = o.attention or (False,) * len(o.channels)
-        levels = list(zip(o.channels, attention, strict=False))  # an extra entry is for the middle
 
         self.time = TimeEmbedding(o.width)
         self.stem = make.convolution(in_channels, o.width)
 
         self.down = nn.ModuleList()
         channels, skips = o.width, [o.width]
-        for level, (wanted, attend) in enumerate(levels):
+        for level, (wanted, attend) in enumerate(o.levels):
             for _ in range(o.residual_blocks):
                 self.down.append(make.block(channels, wanted, attend))
                 channels = wanted
                 skips.append(channels)
-            if level + 1 < len(o.channels):
+            if level + 1 < len(o.levels):
                 self.down.append(make.downsampling(channels))
                 skips.append(channels)
 
-        in_middle = attention[-1] if len(attention) > len(levels) else any(attention)
-        self.middle = nn.ModuleList([make.block(channels, channels, in_middle), make.block(channels, channels, False)])
+        self.middle = nn.ModuleList(make.middle(channels))
 
         self.up = nn.ModuleList()
-        for level, (wanted, attend) in reversed(list(enumerate(levels))):
+        for level, (wanted, attend) in reversed(list(enumerate(o.levels))):
             for _ in range(o.residual_blocks + 1):
                 skip = skips.pop()
                 # With additive skips, the block's output needs the channels of the next skip, not those of the level.

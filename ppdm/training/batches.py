@@ -7,8 +7,8 @@ sources of C channels each are one array with S·C channels.
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -34,10 +34,6 @@ class Survey:
     count: int
     channels: int
     sha256: str
-
-    def describe(self) -> dict[str, Any]:
-        """Describe the survey as JSON values."""
-        return asdict(self)
 
 
 def survey(
@@ -71,13 +67,14 @@ def survey(
             seen.update(volume.cpu().contiguous().numpy().data)
     if not shapes:
         raise TrainingError(f"There are no pairs to {purpose}; give at least one.")
-    if len({shape[0] for shape in shapes}) > 1 or (batch_size > 1 and len(shapes) > 1):
-        (a, i), (b, j) = list(shapes.items())[:2]
+    (a, i), *others = shapes.items()
+    if different := [(b, j) for b, j in others if batch_size > 1 or b[0] != a[0]]:
+        b, j = different[0]
         raise TrainingError(
             f"Pair {i} has the shape {a} and pair {j} {b}: a batch of {batch_size} needs one shape, and all pairs need "
             "the same number of channels; crop the volumes to one size, or train with batch_size 1."
         )
-    return Survey(len(pairs), next(iter(shapes))[0], seen.hexdigest() if digest else "")
+    return Survey(len(pairs), a[0], seen.hexdigest() if digest else "")
 
 
 def batch(pairs: Sequence[ArrayPair], device: str | torch.device) -> Batch:

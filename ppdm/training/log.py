@@ -33,7 +33,7 @@ class StepReport:
         best: whether ``validation_loss`` is the lowest so far; only in the last stage.
         skipped: number of steps so far that were skipped because gradients overflowed; None without any.
         average_loss: loss of the averaged weights on some training pairs, after the last step.
-        untrained_loss: loss on the same pairs that needs no training, for example by returning the source.
+        untrained_loss: loss on the same pairs of a result that needs no training, such as the source.
     """
 
     step: int
@@ -86,7 +86,7 @@ class Log:
             if self._stream.write(line) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
-            raise TrainingError(f"The log {self.path} cannot be written ({error.strerror}); make room.") from None
+            raise TrainingError(f"The log {self.path} cannot be written ({error.strerror}); free disk space.") from None
 
     def flush(self) -> int:
         """Flush every line to the disk; return the file size in bytes."""
@@ -125,7 +125,7 @@ def read_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def untrained_note(path: str | os.PathLike[str]) -> str:
-    """Return a sentence if the loss at the end of a log is not at least 5 % below that of no training; else nothing."""
+    """Return a warning if the final loss is less than 5 % below the loss without training; otherwise return ''."""
     last: dict[str, Any] = {}
     with suppress(OSError):  # without a log, nothing is known
         last = (read_log(path) or [{}])[-1]

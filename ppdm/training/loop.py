@@ -10,6 +10,7 @@ import os
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from ppdm.training.distributed import Ranks
 from ppdm.training.log import StepReport, best_validation, opened_log
 from ppdm.training.optimizer import optimizer_class
 from ppdm.training.run import Run
-from ppdm.training.schedule import Schedule, TrainingError, batch_indices
+from ppdm.training.schedule import Schedule, TrainingError, batch_indices, parts
 from ppdm.training.session import Session
 from ppdm.training.state import State
 from ppdm.training.trainer import Training
@@ -123,9 +124,8 @@ def train(
         Interrupted: ``stop`` returned true; the loop has finished the step and saved a checkpoint.
         TrainingError, RankError, RunError, CheckpointError: as for :func:`fit`.
     """
-    _check_request(method, schedule, validation, log, run)
     ranks = Ranks.here()
-    _check_shares(schedule, ranks)
+    _check_request(method, schedule, validation, log, run, ranks)
     with ExitStack() as opened, _explained_memory_error(method):
         inputs: dict[str, Any] = {"device": device, "validation": validation, "log": log, "run": run}
         inputs |= {"init_from": init_from, "progress": progress, "on_best": on_best}
@@ -151,7 +151,7 @@ def describe(method: Method, schedule: Schedule) -> dict[str, Any]:
     Raises:
         ValueError: the method has values that are not from this package.
     """
-    return {"method": method.to_dict(), **schedule.describe()}
+    return {"method": method.to_dict(), **asdict(schedule)}
 
 
 def _open_session(
@@ -179,7 +179,7 @@ def _open_session(
             opened.enter_context(own_run)
         trainer = Training.start(method, surveyed.channels, schedule.seed, device)
         weights = "" if init_from is None else _warm_start(trainer, init_from)
-    data = {"pairs": surveyed.describe(), "validation_pairs": held.describe() if held else None}
+    data = {"pairs": asdict(surveyed), "validation_pairs": asdict(held) if held else None}
     options = describe(method, schedule) | data | {"init_from": weights or None}
     last = ranks.by_first(lambda: _begin(own_run, options, _environment(method, device, ranks)))
     with ranks.together():
@@ -301,14 +301,6 @@ def _environment(method: Method, device: str | torch.device, ranks: Ranks) -> Ma
     return {**versions(), **optimizer_class(method.optimisation).library(), "device": kind, **threads, **several}
 
 
-def _check_shares(schedule: Schedule, ranks: Ranks) -> None:
-    if schedule.batch_size % ranks.world:
-        raise TrainingError(
-            f"A batch of {schedule.batch_size} cannot be shared equally among {ranks.world} processes; give a batch "
-            f"size that is a multiple of {ranks.world}."
-        )
-
-
 def _ignore(*_: object) -> None:
     """Ignore a report; the first rank shows it."""
 
@@ -319,21 +311,28 @@ def _check_request(
     validation: Sequence[ArrayPair],
     log: str | os.PathLike[str] | None,
     run: Run | None,
+    ranks: Ranks,
 ) -> None:
     if method.network.precision == "fp16" and method.optimisation.optimiser != "adamw":
         raise TrainingError(
             f"fp16 needs loss scaling, which {method.optimisation.optimiser} does not support without waiting for the "
             "accelerator at every step; use the optimiser adamw, or train in bf16 or fp32."
         )
-    if schedule.steps is not None and schedule.steps < len(method.stages):
+    if schedule.steps is not None and 0 in (divided := [schedule.steps_of(part) for part in parts(method)]):
         raise TrainingError(
             f"{method.name} trains in {len(method.stages)} stages ({', '.join(method.stages)}) of at least one step "
-            f"each; got {schedule.steps} in total."
+            f"each; got {schedule.steps} in total, divided into {' and '.join(map(str, divided))}; give more steps, or "
+            "another share for the representation (representation.share)."
         )
     if len(validation) and schedule.validate_every is None:
         raise TrainingError("Validation pairs were given without validate_every; give validate_every too.")
     if log is not None and run is not None:
         raise TrainingError(f"A run keeps its own log, {run.log}; leave out {log}.")
+    if schedule.batch_size % ranks.world:
+        raise TrainingError(
+            f"A batch of {schedule.batch_size} cannot be shared equally among {ranks.world} processes; give a batch "
+            f"size that is a multiple of {ranks.world}."
+        )
 
 
 @contextmanager
@@ -342,6 +341,6 @@ def _explained_memory_error(method: Method) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise TrainingError(
-            f"The accelerator's memory does not suffice to train {method.name} ({str(error).split('. ')[0]}); try a "
-            "larger puzzle factor, bf16, checkpointing 'block' or smaller volumes."
+            f"The accelerator's memory does not suffice to train {method.name} ({str(error).split('. ')[0]}); try "
+            f"{'a larger puzzle factor, ' if method.has_factor else ''}bf16, checkpointing 'block' or smaller volumes."
         ) from None

@@ -19,10 +19,8 @@ from ppdm.training.distributed import Ranks
 from ppdm.training.log import StepReport
 from ppdm.training.loop import describe
 from ppdm.training.loop import train as train_arrays
-from ppdm.training.run import Run
+from ppdm.training.run import AFTER, BEST, Run
 from ppdm.training.schedule import Schedule
-
-BEST, AFTER = "best", "after"  # folders in a run
 
 
 def train(
@@ -74,7 +72,7 @@ def train(
     texts = {"source": source_intensity, "target": target_intensity}
     windows = {role: HounsfieldWindow.parse(text) for role, text in texts.items() if text is not None}
     intensities = {f"{role}_intensity": str(window) for role, window in windows.items()}
-    asked = {"task": None, "resample": resample, **intensities}  # as the command does, which can resume this run
+    asked = {"task": None, "resample": resample, **intensities}  # as in the command, which can resume the run
     notes = {"manifest": os.path.abspath(manifest)}
     run = Run(out, resume=resume, asked=asked, notes=notes)
     listed = with_intensities(read_manifest(manifest), **windows)

@@ -22,7 +22,6 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from filelock import FileLock, Timeout
@@ -33,6 +32,7 @@ from ppdm.training.state import State, read_state, write_state
 
 SCHEMA = 1
 LOG, OPTIONS = "log.jsonl", "options.json"
+BEST, AFTER = "best", "after"  # folders of models that training keeps: the best one, and those after some steps
 
 _KEPT = 2
 _DIFFERENCES_SHOWN = 3
@@ -89,9 +89,7 @@ class Run:
             raise self._unwritable(error) from None
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._lock.release()
 
     def check(self, asked: Mapping[str, Any]) -> None:
@@ -113,7 +111,7 @@ class Run:
                 "these files first."
             )
         if there:
-            self._compare(_as_json({**self.asked, **asked}))
+            self._compare(json.loads(json.dumps({**self.asked, **asked})))  # as read back: tuples become lists
 
     def begin(self, asked: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
         """Start a run in the folder, or resume the run in it, after :meth:`check`.
@@ -127,8 +125,9 @@ class Run:
         """
         self.check(asked)
         try:
-            for path in leftovers(self.folder):
-                path.unlink(missing_ok=True)
+            for folder in (self.folder, self.folder / BEST, *(self.folder / AFTER).glob("*")):
+                for path in leftovers(folder):
+                    path.unlink(missing_ok=True)
             if (self.folder / OPTIONS).exists():
                 content = self._options()
                 _warn_of_changes(content["environment"], environment)
@@ -192,7 +191,7 @@ class Run:
         except OSError as error:
             raise CheckpointError(
                 f"{place} cannot be written ({error.strerror or error}); {self.last_checkpoint()}. "
-                "Make room on the disk, and resume the run."
+                "Free disk space, and resume the run."
             ) from None
         self._sound, self._saved_at = [*self._sound, place][-_KEPT:], state.report.seconds
         self._remove(keep=self._sound)
@@ -265,11 +264,6 @@ def _adds_steps(started: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
 
 def _checkpoint_name(step: int) -> str:
     return f"state-{step:06d}.safetensors"
-
-
-def _as_json(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the content as it will be read back from JSON: tuples become lists."""
-    return dict(json.loads(json.dumps(content)))
 
 
 def _differences(name: str, started: Any, asked: Any) -> Iterator[str]:

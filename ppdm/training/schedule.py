@@ -6,8 +6,7 @@ uses the same random numbers as an uninterrupted run, and no generator state nee
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -80,7 +79,10 @@ class Schedule:
 
     def share(self, done: int, seconds: float) -> float:
         """Return the fraction of the steps or of the time used so far; training ends at 1 or more."""
-        return done / self.steps if self.steps is not None else seconds / (60 * self._minutes)
+        if self.steps is not None:
+            return done / self.steps
+        assert self.minutes is not None
+        return seconds / (60 * self.minutes)
 
     def used(self, part: Part, done: int, seconds: float) -> bool:
         """Whether a part of the budget is used up."""
@@ -97,28 +99,22 @@ class Schedule:
             began: first step of the stage.
         """
         if self.steps is not None:
-            steps = self._step_at(part.end) - self._step_at(part.begin)
-            return learning_rate(method.optimisation, k - began, steps, method.width)
+            return learning_rate(method.optimisation, k - began, self.steps_of(part), method.width)
         share = (self.share(k, seconds) - part.begin) / (part.end - part.begin)
         return timed_learning_rate(method.optimisation, k - began, min(share, 1.0), method.width)
+
+    def steps_of(self, part: Part) -> int:
+        """Return the number of steps of a part of the budget, which is given in steps."""
+        return self._step_at(part.end) - self._step_at(part.begin)
 
     def validates(self, done: int, last: bool) -> bool:
         """Whether to validate after step number ``done``, counted from 1; the last step is always validated."""
         return self.validate_every is not None and (last or done % self.validate_every == 0)
 
-    def describe(self) -> dict[str, Any]:
-        """Describe the schedule as JSON values."""
-        return asdict(self)
-
     def _step_at(self, share: float) -> int:
         """Return the first step that begins at or after a share of the budget, tolerant of rounding errors."""
         assert self.steps is not None
         return math.ceil(share * self.steps - 1e-9)
-
-    @property
-    def _minutes(self) -> float:
-        assert self.minutes is not None
-        return self.minutes
 
 
 def learning_rate(optimisation: Optimisation, k: int, steps: int, width: int | None = None) -> float:

@@ -43,8 +43,8 @@ class Session:
         device: device of the network.
         show: called with the report of every step.
         on_best: called with the report and the averaged network when the validation loss is the lowest so far.
-        keep_after: numbers of steps after which `on_keep` is called likewise, if they are in the last stage.
-        on_keep: receives the report and the averaged network.
+        keep_after: numbers of steps after which `on_keep` is called, if they are in the last stage.
+        on_keep: called with the report and the averaged network, too.
         lowest: lowest validation loss so far.
         last: report of the last step whose loss is known, if any.
         seconds: training time so far; the same on all ranks, because a schedule may depend on it. Time that the caller

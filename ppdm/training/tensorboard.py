@@ -1,7 +1,6 @@
 """Losses of a training run in TensorBoard."""
 
 import os
-from types import TracebackType
 from typing import Any, Self
 
 from ppdm.training.log import StepReport
@@ -55,7 +54,5 @@ class TensorBoard:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

@@ -45,7 +45,7 @@ class Training:
     discriminator: nn.Module | None = None
     optimizer: AdamW = field(init=False)
     scaler: torch.amp.GradScaler = field(init=False)
-    _weights: list[list[nn.Parameter]] = field(init=False, repr=False)  # of each trained module, for every step
+    _weights: list[list[nn.Parameter]] = field(init=False, repr=False)  # of each trained module, listed once
     _averages: list[Tensor] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -220,7 +220,7 @@ class Training:
             if name not in tensors or tensors[name].shape != tensor.shape:
                 raise ValueError(f"{name} of shape {tuple(tensor.shape)} is not in it")
         for name in sorted(tensors.keys() - own.keys()):
-            key, of = _moment(name)
+            key, _, of = name.removeprefix(_OPTIMISER).partition(".")  # "optimiser.KEY.PARAMETER"
             known = self.optimizer.names(parameters[of]) if of in parameters else ()
             if not name.startswith(_OPTIMISER) or key not in known:
                 raise ValueError(f"{name} is unexpected")
@@ -247,9 +247,3 @@ class Training:
 def average_decay(ema: float, k: int) -> float:
     """Return the decay of the average at step k: ``min(ema, (1 + k)/(10 + k))``, so that early weights fade quickly."""
     return min(ema, (1 + k) / (10 + k))
-
-
-def _moment(name: str) -> tuple[str, str]:
-    """Split the name of an optimiser tensor into its state key and its parameter name."""
-    key, _, of = name.removeprefix(_OPTIMISER).partition(".")
-    return key, of

@@ -61,9 +61,9 @@ def compared_with_untrained(
     device: str | torch.device = "cpu",
     ranks: Ranks = SINGLE_RANK,
 ) -> tuple[float, float]:
-    """Compute the loss of a network, and the loss that needs no training, for :func:`validation_loss`'s arguments.
+    """Compute the loss of a network, and a loss that needs no training; arguments as for :func:`validation_loss`.
 
-    The latter is that of returning the source, or that of an output of zeros if it is lower.
+    The second loss is that of returning the source or that of an output of zeros, whichever is lower.
     """
     guesses = (None, guess_source, guess_zero)
     reached, *untrained = (

@@ -1,6 +1,7 @@
 """Fields added later: files without them are read, and they are written only if they are not at their default."""
 
 from dataclasses import dataclass, field
+from typing import Optional
 
 import pytest
 
@@ -38,3 +39,15 @@ def test_short_and_complete_descriptions_are_read_back(part):
 def test_missing_unknown_or_mistyped_fields_are_refused(content):
     with pytest.raises(ValueError, match=r"size|fast"):
         restore(Part, content, {})
+
+
+@dataclass(frozen=True)
+class OldSpelling:
+    size: Optional[int] = None  # noqa: UP045 (as in a type of a user's own)
+
+
+@pytest.mark.parametrize("size", [None, 3])
+def test_optional_fields_are_read_in_both_spellings(size):
+    assert restore(OldSpelling, {"size": size}, {}) == OldSpelling(size)
+    with pytest.raises(ValueError, match="size must be"):
+        restore(OldSpelling, {"size": "3"}, {})

@@ -16,6 +16,7 @@ from ppdm.data.normalise import IntensityError, Range, percentile_range
 from ppdm.data.pairs import TrainingSet
 from ppdm.data.scaling import PercentileScaling, SUVScaling
 from ppdm.data.volume import Volume, VolumeError, read_volume, write_volume
+from ppdm.method import Sampling
 from ppdm.training.loop import fit
 from ppdm.translation import TranslationError, adapt, seed_of, translate, translate_samples, translate_volume
 from ppdm_baselines import METHODS
@@ -196,6 +197,10 @@ def test_running_out_of_memory_names_the_file_and_a_remedy(tmp_path):
         translate(trained(), write(tmp_path / "in.nii"), tmp_path / "out.nii", progress=full)
     with pytest.raises(TranslationError, match=sentence + "a smaller --block"):
         translate(trained(), tmp_path / "in.nii", tmp_path / "out.nii", block=4, progress=full)
+    slices = METHODS["slice25d"].with_network(width=8, multipliers=(1, 2))  # they are not sampled in blocks
+    slices = trained(replace(slices, sampling=Sampling(1)))
+    with pytest.raises(TranslationError, match=sentence + "bf16, or the CPU"):
+        translate(slices, tmp_path / "in.nii", tmp_path / "out.nii", progress=full)
 
 
 def test_blocks_keep_the_geometry_and_a_covering_block_gives_the_same_file(tmp_path):

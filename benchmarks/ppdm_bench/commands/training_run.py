@@ -19,8 +19,8 @@ from ppdm.training.distributed import Ranks, joined
 from ppdm.training.log import StepReport, best_validation, untrained_note
 from ppdm.training.loop import Interrupted
 from ppdm.training.loss_curve import save_loss_curve
-from ppdm.training.on_manifest import BEST, finished_steps, train_sets, training_sets, with_sources_of
-from ppdm.training.run import Run
+from ppdm.training.on_manifest import finished_steps, train_sets, training_sets, with_sources_of
+from ppdm.training.run import BEST, Run
 from ppdm.training.schedule import Schedule
 from ppdm.training.tensorboard import TensorBoard
 from ppdm_bench.commands.pair_sources import ProgressCallback, Subjects

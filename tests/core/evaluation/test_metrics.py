@@ -671,6 +671,12 @@ def test_brasyn_scores_tumour_and_other_voxels_separately():
     assert PRESETS["brasyn"](p, g) == PRESETS["brasyn"](p, g, 0 * tumour) == whole
 
 
+def test_brasyn_refuses_a_volume_that_is_too_small_for_its_reflected_borders():
+    p, g = volumes(12, 5, 12)
+    with pytest.raises(MetricError, match=r"at least 6 voxels along each axis, got \(12, 5, 12\)"):
+        PRESETS["brasyn"](p, g)
+
+
 @pytest.mark.parametrize("q", [0, 0.5, 37.2, 99.5, 100])
 def test_percentiles_equal_those_of_numpy(q):
     x = torch.from_numpy(np.random.default_rng(7).standard_normal((5, 6, 7)))

@@ -222,6 +222,12 @@ def test_fewer_steps_than_stages_are_refused() -> None:
         fit(METHOD, PAIRS, steps=1)
 
 
+def test_a_share_that_leaves_no_step_to_the_second_stage_is_refused() -> None:
+    method = replace(METHOD, representation=replace(METHOD.representation, share=0.9))
+    with pytest.raises(TrainingError, match=r"trains in 2 stages .* got 5 in total, divided into 5 and 0"):
+        fit(method, PAIRS, steps=5)
+
+
 def test_reports_contain_a_validation_loss_and_the_stage_if_there_are_several() -> None:
     reports = []
     fit(METHOD, PAIRS, steps=2, validation=PAIRS[:1], validate_every=1, progress=reports.append)

@@ -321,13 +321,24 @@ def test_bf16_is_close_to_fp32(attention: tuple[bool, ...]) -> None:
     assert (other - whole).norm() / whole.norm() < 0.05
 
 
-@pytest.mark.parametrize("shape", [(1, 32, 2, 4, 4), (1, 32, 2, 2, 2), (1, 32, 4, 4, 4)])
-def test_bf16_weight_gradients_are_close_to_fp32_at_every_depth(shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("shape", "stride"),
+    [
+        ((1, 32, 2, 4, 4), 1),
+        ((1, 32, 2, 2, 2), 1),
+        ((1, 32, 4, 4, 4), 1),
+        ((1, 32, 3, 4, 1), 2),  # as in the last layer of a discriminator, if the volume is small
+        ((1, 32, 4, 1, 3), 2),
+        ((1, 32, 1, 4, 1), 2),
+        ((1, 32, 4, 4, 4), 2),
+    ],
+)
+def test_bf16_weight_gradients_are_close_to_fp32_in_every_shape(shape: tuple[int, ...], stride: int) -> None:
     x = inputs(*shape)[0]
     found = []
     for dtype in (torch.float32, torch.bfloat16):
         torch.manual_seed(0)
-        convolution = Convolution(3, 32, 32, 3, 1, dtype)
+        convolution = Convolution(3, 32, 32, 3, stride, dtype)
         out = convolution(x)
         assert out.dtype == dtype
         out.float().square().sum().backward()

@@ -276,6 +276,8 @@ def test_running_out_of_memory_gives_an_error_with_advice():
 
     with pytest.raises(TrainingError, match=r"\(CUDA out of memory\); try a larger puzzle factor"):
         fit(TINY, [pair()], steps=1, progress=full)
+    with pytest.raises(TrainingError, match=r"\(CUDA out of memory\); try bf16"):
+        fit(DDPM, [pair()], steps=1, progress=full)
 
 
 @pytest.mark.parametrize(
@@ -441,6 +443,7 @@ def with_nan():
         ([pair(), with_nan()], 1, "Pair 1 to train on holds values that are not finite"),
         ([pair(), pair(1), pair(2, (4, 8, 8))], 2, r"pair 2 \(1, 4, 8, 8\): a batch of 2 needs one shape"),
         ([pair(), tuple(np.stack([v, v]) for v in pair())], 1, "all pairs need the same number of channels"),
+        ([pair(), pair(1, (4, 8, 8)), tuple(np.stack([v, v]) for v in pair())], 1, r"and pair 2 \(2, 8, 8, 8\)"),
     ],
 )
 def test_invalid_pairs_are_refused_before_the_first_step(pairs, batch_size, sentence):

@@ -266,6 +266,15 @@ def test_an_incomplete_log_line_and_partial_files_are_removed(half, whole):
     assert names(half) == ["log.jsonl", "options.json", *states(4, 6)]
 
 
+@pytest.mark.parametrize("place", ["best", "after/000004"])
+def test_partial_files_of_kept_models_are_removed(half, place):
+    partial = half / place / f".model.safetensors.{'0a' * 16}"
+    partial.parent.mkdir(parents=True)
+    partial.write_bytes(b"half")
+    go(half)
+    assert not partial.exists()
+
+
 def test_a_checkpoint_of_another_network_is_refused(half, tmp_path):
     with pytest.raises(Died):
         go(tmp_path / "wide", method=TINY.with_network(width=16), dies_after=5)
@@ -496,6 +505,7 @@ def test_runs_killed_at_any_moment_end_with_the_same_files(killed):
     for other in runs:
         files = ["best", "log.jsonl", "model.json", "model.safetensors", "options.json"]
         assert names(other) == [*files, *states(3)], other
+        assert names(other / "best") == ["model.json", "model.safetensors"], other
         for name in ("best/model.json", "best/model.safetensors", "model.json", "model.safetensors", "options.json"):
             assert (other / name).read_bytes() == (plain / name).read_bytes(), other / name
         assert rows(other) == rows(plain), other
