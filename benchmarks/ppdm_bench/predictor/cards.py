@@ -123,11 +123,6 @@ class Sheet:
     source: str
     doubt: str = ""
 
-    @property
-    def has_bf16(self) -> bool:
-        """Whether the card has bf16 arithmetic: from Ampere on."""
-        return self.compute_capability >= (8, 0)
-
 
 _HOPPER = "NVIDIA H100 data sheet"
 _AMPERE = "NVIDIA A100 data sheet"
@@ -199,9 +194,8 @@ def find_card(name: str) -> Card:
     Raises:
         ValueError: no card or several cards have this name; the message lists the candidates.
     """
-    return CARDS[
-        _find(name, [card.name for card in CARDS], _NOISE_WORDS, "For another card, give its memory, such as 24GB")
-    ]
+    names, advice = [card.name for card in CARDS], "For another card, give its memory, such as 24GB"
+    return CARDS[_find(name, names, _NOISE_WORDS, advice)]
 
 
 def find_sheet(name: str) -> Sheet:

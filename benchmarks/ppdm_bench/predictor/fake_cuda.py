@@ -19,38 +19,15 @@ _DEFAULT_CAPACITY = 80 * GIB  # the capacity that code sees if the target has no
 
 _COUNTED = ("allocated", "active", "reserved", "requested")
 _NOTHING = (
-    "synchronize",
-    "empty_cache",
-    "set_device",
-    "init",
-    "_lazy_init",
-    "ipc_collect",
-    "manual_seed",
-    "manual_seed_all",
-    "seed",
-    "seed_all",
-    "set_rng_state",
-    "set_rng_state_all",
-    "set_stream",
-    "set_per_process_memory_fraction",
-    "reset_accumulated_memory_stats",
-    "set_sync_debug_mode",
-    "_sleep",
-    "check_error",
-    "caching_allocator_enable",
-    "reset_accumulated_host_memory_stats",
-    "reset_peak_host_memory_stats",
+    *("init", "_lazy_init", "set_device", "set_stream", "synchronize", "_sleep", "check_error", "set_sync_debug_mode"),
+    *("manual_seed", "manual_seed_all", "seed", "seed_all", "set_rng_state", "set_rng_state_all"),
+    *("empty_cache", "ipc_collect", "caching_allocator_enable", "set_per_process_memory_fraction"),
+    *("reset_accumulated_memory_stats", "reset_accumulated_host_memory_stats", "reset_peak_host_memory_stats"),
 )
 # Functions of torch.cuda that allocate memory without an operator.
 _REFUSED = (
-    "CUDAGraph",
-    "graph",
-    "make_graphed_callables",
-    "CUDAPluggableAllocator",
-    "MemPool",
-    "use_mem_pool",
-    "caching_allocator_alloc",
-    "change_current_allocator",
+    *("CUDAGraph", "graph", "make_graphed_callables", "MemPool", "use_mem_pool"),
+    *("CUDAPluggableAllocator", "caching_allocator_alloc", "change_current_allocator"),
 )
 
 
@@ -81,9 +58,8 @@ def driver_patches(trace: Trace) -> Iterator[Any]:
     for name in ("preferred_linalg_library", "preferred_blas_library", "preferred_rocm_fa_library"):
         if hasattr(torch.backends.cuda, name):
             yield mock.patch.object(torch.backends.cuda, name, _nothing)
-    yield mock.patch.object(
-        torch.autograd.profiler.profile, "__init__", _without_device(torch.autograd.profiler.profile)
-    )
+    profiler = torch.autograd.profiler.profile
+    yield mock.patch.object(profiler, "__init__", _without_device(profiler))
     for name, kind in (("Stream", _Stream), ("Event", _Event)):
         yield mock.patch.object(torch, name, kind)
     for name in ("_record_memory_history", "_dump_snapshot"):

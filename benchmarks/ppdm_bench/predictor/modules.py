@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._pytree import tree_iter
 
-STAGES = ("forward", "backward", "optimizer")
 OUTSIDE = "outside"  # work outside every module: the method's kernel, the loss, the moving average of the weights
 ROOT = "."  # the path of a network itself
 

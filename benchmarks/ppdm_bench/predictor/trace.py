@@ -7,6 +7,7 @@ no reference to a tensor, and it undoes its changes to tensors and modules that 
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from functools import cache
 from threading import get_ident
 from typing import Any
@@ -36,7 +37,7 @@ from ppdm_bench.predictor.fake_op_cache import FakeOpCache
 from ppdm_bench.predictor.fake_storage import FakeStorages, fake_patches, run_as_cpu, run_fake, without_class
 from ppdm_bench.predictor.host_kernels import host_buffers
 from ppdm_bench.predictor.kernel_rules import CublasWorkspaces, kernel_buffers
-from ppdm_bench.predictor.kernels import KernelWork, at_site, kernels_of
+from ppdm_bench.predictor.kernels import KernelWork, kernels_of
 from ppdm_bench.predictor.known_values import KnownValues
 from ppdm_bench.predictor.modules import Modules, Site
 from ppdm_bench.predictor.operator_traits import tensors_in
@@ -76,7 +77,7 @@ def tracing(
             for patch in fake_patches(trace.fakes, trace.known_values):
                 trace.undo.enter_context(patch)
             trace.undo.enter_context(SizeGuard(trace.known_values.is_known))
-        trace.undo.callback(trace.stop)
+        trace.undo.callback(trace._watched.clear)
         with trace:
             yield trace
 
@@ -132,10 +133,6 @@ class Trace(TorchDispatchMode):
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False  # else PyTorch wraps every call to disable the compiler, which takes 10 % of the time
-
-    def stop(self) -> None:
-        """Stop following storages."""
-        self._watched.clear()
 
     # --- every operator
 
@@ -212,7 +209,8 @@ class Trace(TorchDispatchMode):
             moments = self._apply_rules(op, args, out, backward)
             if self.kernels is not None:
                 site = self.timeline.sites[-1][1] if self._modules and self.timeline.sites else None
-                self.kernels.extend(at_site(kernels_of(op, args, kwargs, out, moments), site))
+                kernels = kernels_of(op, args, kwargs, out, moments)
+                self.kernels.extend(replace(kernel, site=site) for kernel in kernels)
 
     def _run_parts(self, op: HigherOrderOperator, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Run a higher-order operator, such as flex attention, by its uncompiled implementation."""

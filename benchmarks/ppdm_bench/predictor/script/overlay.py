@@ -30,7 +30,6 @@ _CHANGES = ("truncate", "chmod", "chown", "utime", "setxattr", "removexattr")
 _READS = ("stat", "lstat", "access", "listdir", "readlink", "chdir", "getxattr", "listxattr", "statvfs")
 
 _real = {name: getattr(os, name) for name in dir(os) if callable(getattr(os, name))}
-_real_path = {name: getattr(os.path, name) for name in ("abspath", "join", "dirname")}
 _open = builtins.open
 
 
