@@ -297,9 +297,7 @@ def _follow(trace: Trace, build: Callable[[], State], step: Callable[[State], An
 
 def peak_of(timeline: Timeline, target: Target | None) -> Peak:
     """Return the peak of a timeline; with a target, simulate its allocator and decide whether the code fits."""
-    requests = (
-        timeline.events
-    )  # requested sizes, which `assign_blocks` below replaces by the sizes of the assigned blocks
+    requests = timeline.events  # with the requested sizes; `assign_blocks` below replaces them by those of the blocks
     card = CachingAllocator(target.room if target else None)
     if target and target.capacity:
         card.replay(requests)
@@ -333,12 +331,15 @@ def _needs(requests: list[Event], allocated: int, reserved: int, target: Target)
     The first probe is the memory of the card itself, so that the verdict about this card does not depend on the
     tolerance of the bisection.
     """
-    probe = target.capacity - target.beside if target.capacity else None
     low, high = allocated, reserved
+
+    def narrowed(middle: int) -> tuple[int, int]:
+        return (low, middle) if CachingAllocator(middle).replay(requests) else (middle, high)
+
+    if target.capacity and low < (room := target.capacity - target.beside) < high:
+        low, high = narrowed(room)
     while high - low > max(MIB, high // 100):
-        middle = probe if probe is not None and low < probe < high else (low + high) // 2
-        probe = None
-        low, high = (low, middle) if CachingAllocator(middle).replay(requests) else (middle, high)
+        low, high = narrowed((low + high) // 2)
     return high + target.beside
 
 
