@@ -128,7 +128,7 @@ def _product(op: Any, args: Sequence[Any], out: Any) -> KernelWork | None:
     else:
         return None
     traffic = sum(map(_bytes, [*tensors, *tensors_in(out)]))
-    return KernelWork(kind, str(op), _name(tensors[-1].dtype), int(flops), traffic, int(columns), int(depth))
+    return KernelWork(kind, str(op), _name(tensors[0].dtype), int(flops), traffic, int(columns), int(depth))
 
 
 _STATISTICS = ("batch_norm", "group_norm", "layer_norm", "instance_norm")
