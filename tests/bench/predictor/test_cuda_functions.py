@@ -151,6 +151,14 @@ def test_a_default_tensor_type_also_sets_the_dtype() -> None:
     assert torch.get_default_dtype() is torch.float32
 
 
+def test_a_device_or_stream_can_be_selected_by_the_name_of_the_argument() -> None:
+    def step(_: None) -> None:
+        with torch.cuda.device(device=0) as selected, torch.cuda.stream(stream=torch.cuda.Stream()) as used:
+            assert (selected, used) == (None, None)
+
+    predict_peak(lambda: None, step, 1, HOPPER)
+
+
 def test_functions_that_scripts_call_at_their_start_work_or_are_refused() -> None:
     def top() -> None:
         assert torch.cuda.nccl.version() >= (2, 10)
