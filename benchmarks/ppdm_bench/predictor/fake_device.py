@@ -251,10 +251,8 @@ def _overrides(x: Any) -> bool:
 
 def _default_device() -> torch.device | None:
     """The device of ``with torch.device(...)`` or ``torch.set_default_device``, if there is one."""
-    return next(
-        (mode.device for mode in _get_current_function_mode_stack() if isinstance(mode, DeviceContext)),
-        None,
-    )
+    modes = _get_current_function_mode_stack()
+    return next((mode.device for mode in modes if isinstance(mode, DeviceContext)), None)
 
 
 def _as_device(value: Any) -> torch.device | None:

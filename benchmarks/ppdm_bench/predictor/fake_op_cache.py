@@ -7,7 +7,7 @@ data or that change a tensor's shape in place, constants, complex numbers, and r
 reproduce, which the first call checks.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -187,6 +187,6 @@ def _are_equal(x: Any, y: Any) -> bool:
     return bool(_properties(x) == _properties(y))
 
 
-def _properties(x: Tensor) -> Iterator[Any] | tuple[Any, ...]:
+def _properties(x: Tensor) -> tuple[Any, ...]:
     keys = torch._C._dispatch_key_set(x)
     return x.shape, x.stride(), x.storage_offset(), x.dtype, x.untyped_storage().nbytes(), keys, x.is_inference()

@@ -241,14 +241,15 @@ def fake_patches(fakes: FakeStorages, known_values: KnownValues) -> Iterator[Any
 
 def _value_patches(fakes: FakeStorages, known_values: KnownValues) -> Iterator[Any]:
     """Patches of the functions that read values of fake tensors; numbers that depend on data are marked."""
-    real_item, real_int, real_bool, real_list = Tensor.item, Tensor.__int__, Tensor.__bool__, Tensor.tolist
+    real_item, real_int, real_bool = Tensor.item, Tensor.__int__, Tensor.__bool__
+    real_list, real_numpy = Tensor.tolist, Tensor.numpy
 
     def to_numpy(x: Tensor, *, force: bool = False) -> Any:
-        array = known_values.array(x)
+        array = known_values.read(x, real_numpy, "array")
         return array if known_values.is_known(x) else marked_array(array)
 
     def to_list(x: Tensor) -> Any:
-        value = known_values.read(x, real_list)
+        value = known_values.read(x, real_list, "list")
         return value if known_values.is_known(x) else marked(value)
 
     def to_item(x: Tensor) -> Any:

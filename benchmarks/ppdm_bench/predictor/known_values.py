@@ -135,25 +135,21 @@ class KnownValues:
         known = self._known.get(address_of(x))
         return known is not None and known.uncertainty < ANSWERED
 
-    def read(self, x: Tensor, how: Callable[[Tensor], Any]) -> Any:
-        """Apply a function to the values of a tensor, or to placeholders if the values are unknown."""
-        with _real_computation(), self.reading("list"):
+    def read(self, x: Tensor, how: Callable[[Tensor], Any], kind: str) -> Any:
+        """Apply a function to the values of a tensor, or to placeholders if the values are unknown.
+
+        ``kind`` is that of :class:`UnknownRead`.
+        """
+        with _real_computation(), self.reading(kind):
             found = self._value(x)
             self._record_read(found is None or found[1] >= ASSUMED)
-            return how(torch.full(x.shape, _placeholder(x.dtype), dtype=x.dtype) if found is None else found[0])
+            return how(_placeholders(x.shape, x.dtype) if found is None else found[0])
 
     def values(self, x: Tensor) -> Tensor | None:
         """The known values of a tensor; None if they are not known."""
         with _real_computation():
             found = self._value(x) if self.follows(x) else None
             return None if found is None else found[0]
-
-    def array(self, x: Tensor) -> Any:
-        """NumPy array that shares memory with the known values, or an array of placeholders."""
-        with _real_computation(), self.reading("array"):
-            found = self._value(x)
-            self._record_read(found is None or found[1] >= ASSUMED)
-            return (torch.full(x.shape, _placeholder(x.dtype), dtype=x.dtype) if found is None else found[0]).numpy()
 
     def run(
         self,
@@ -207,9 +203,7 @@ class KnownValues:
                 found = self._value(x)
                 if found and any(found[0].stride()) and found[0].numel() != 1:
                     return  # several known values, for which the answers can differ
-                ones[id(x)] = (
-                    _one(found[0]) if found else torch.full((1,) * x.dim(), _placeholder(x.dtype), dtype=x.dtype)
-                )
+                ones[id(x)] = _one(found[0]) if found else _placeholders((1,) * x.dim(), x.dtype)
             inputs = _Inputs(ones, ANSWERED)
             answer = op(*inputs.of(args), **inputs.of(kwargs))
             self._store(out, answer.reshape(()).to(out.dtype), ANSWERED)
@@ -368,9 +362,8 @@ class KnownValues:
         if value.dtype is not x.dtype or (value.dim() and value.shape != x.shape):
             self._known[address] = None
         elif x.numel() > LIMIT or size > 16 * LIMIT:
-            self._known[address] = (
-                _Known(value.clone(), uncertainty) if value.dim() == 0 and _covers_storage(x) else None
-            )
+            is_uniform = value.dim() == 0 and _covers_storage(x)
+            self._known[address] = _Known(value.clone(), uncertainty) if is_uniform else None
         else:
             known = self._known.get(address)
             if known is None or not isinstance(known.values, torch.UntypedStorage) or known.values.nbytes() != size:
@@ -432,6 +425,10 @@ def placeholder(op: Any, args: Sequence[Any]) -> Any:
 
 def _placeholder(dtype: torch.dtype) -> Any:
     return False if dtype is torch.bool else 1.0 if dtype.is_floating_point else 1
+
+
+def _placeholders(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    return torch.full(shape, _placeholder(dtype), dtype=dtype)
 
 
 def _may_be_sampled(x: Tensor) -> bool:

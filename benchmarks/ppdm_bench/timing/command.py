@@ -193,23 +193,13 @@ def _skipped_and_estimated(
     points = {k: median(samples) for k, samples in times.items() if k is not None}
     slope, intercept = linear_regression(list(points), list(points.values()))
     about = {**common, "steps": evaluations}
-    why = f"a volume of {evaluations} evaluations cannot be repeated often enough within {plan.timeout:g} s"
-    line = intercept + slope * evaluations
+    why = (
+        f"a volume of {evaluations} evaluations cannot be repeated often enough within {plan.timeout:g} s; "
+        "set a longer --timeout"
+    )
+    longest = max(intercept + slope * evaluations, *points.values())
     how = f"not run: extrapolated linearly from the times of {', '.join(map(str, points))} evaluations"
     return [
-        Record(
-            metric=TIMES["sample"],
-            kind="measured",
-            status="skipped",
-            reason=f"{why}; set a longer --timeout",
-            **about,
-        ),
-        Record(
-            metric=ESTIMATE,
-            value=max(line, *points.values()),
-            stat="extrapolated",
-            kind="predicted",
-            reason=how,
-            **about,
-        ),
+        Record(metric=TIMES["sample"], kind="measured", status="skipped", reason=why, **about),
+        Record(metric=ESTIMATE, kind="predicted", value=longest, stat="extrapolated", reason=how, **about),
     ]
