@@ -6,8 +6,8 @@ driver and error correction reserve a part. Compute capabilities are from https:
 Rates are the manufacturer's for dense products (without sparsity); for half precision, with accumulation in fp32, as
 PyTorch computes. GeForce cards do such products at half the advertised rate, which is for accumulation in fp16.
 
-Each rate was compared with a public copy of its document or with a quotation. `Sheet.doubt` names the rates for which
-neither was found, and those on which documents disagree. A test computes every rate from the cores, the clock and the
+Each rate was compared with a public copy of its document or with a quotation. `Sheet.doubt` names the rates without
+either, and the rates on which documents disagree. A test computes every rate from the cores, the clock and the
 memory of the card (`Chip`). Documents about the B200 disagree (FP32 75 or 80 TFLOP/s, TF32 1,100 or 1,125, 7.7 or
 8 TB/s), and no kernels of its generation are known here, so it is not in the table.
 """

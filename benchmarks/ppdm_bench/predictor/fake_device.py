@@ -82,11 +82,11 @@ class _Devices(TorchFunctionMode):
         original_wrapper, original_pin = Tensor._make_wrapper_subclass, Tensor.pin_memory
 
         def pin_memory(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            # A thread that loads data has no mode.
+            # The function mode does not apply in a thread that loads data.
             return x if self.trace.is_elsewhere else original_pin(x, *args, **kwargs)
 
         def wrapper(*args: Any, **kwargs: Any) -> Tensor:
-            # The real device, as for the tensors that it wraps.
+            # Use the real device, on which the wrapped tensors are.
             return original_wrapper(*args, **kwargs | {"device": CPU})
 
         # PyTorch's Python functions pass the whole call to a mode, and the mode does not see the calls inside. Here it

@@ -2,9 +2,9 @@
 
 A step calls the same operators on the same shapes thousands of times, and PyTorch needs a third of a millisecond for
 each call on fake tensors. The result depends only on shapes, strides and dtypes, so the first call records a
-description of the result, and later calls recreate it. These calls are not cached: operators whose result depends on
-data or that change a tensor's shape in place, constants, complex numbers, and results that the description does not
-reproduce, which the first call checks.
+description of the result, and later calls recreate it. The first call also checks that the description reproduces the
+result. It does not cache other results, operators whose result depends on data or that change a tensor's shape in
+place, calls with constants, and complex numbers.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -95,7 +95,7 @@ class FakeOpCache:
         elif kind is tuple or kind is list or kind is torch.Size:
             parts.append(len(value))
             for each in value:
-                if type(each) in _PLAIN:  # as below; a call for each number would take as long as the operator
+                if type(each) in _PLAIN:  # not by a recursive call, which would take as long as the operator
                     parts += (type(each), each)
                 elif not self._extend_key(each, parts, tensors):
                     return False

@@ -106,7 +106,7 @@ class Peak:
         assumed: bytes of the peak that follow from rules that no published counter confirms for such a call, such as
             cuDNN's copies in the backward pass or the reserve of its recurrent layers.
         host: maximum bytes of live tensors in host memory. On CUDA, these are tensors that the code keeps there, such
-            as a volume of which only blocks move to the card; on the CPU, all tensors. 0 for a measurement on CUDA.
+            as a volume that moves to the card in blocks; on the CPU, all tensors. 0 for a measurement on CUDA.
         made_up: number of reads of values that depend on data, by kind and line, in a prediction. The code got
             placeholders there; where a placeholder decided a branch, real data may take the other branch.
         timeline: every recorded allocation and release; None for a measurement on CUDA.
@@ -202,9 +202,7 @@ def predicting(
         ValueError: an invalid target.
         PredictionError: shapes depend on data, or an operator has no fake implementation.
     """
-    if target is not None and not isinstance(target, Target) and target != "cpu":
-        raise ValueError(f'target must be a Target, "cpu" or None, got {target!r}')
-    on_cuda = None if target == "cpu" else target or Target()
+    on_cuda = cuda_target(target)
     with _ONE_AT_A_TIME, state_restored(), ExitStack() as stack:
         fake = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         trace = stack.enter_context(tracing(fake, on_cuda, limit, modules, home, kernels))
@@ -217,6 +215,17 @@ def predicting(
             trace.timeline.allocate(trace.target.workspace, "workspace", "fitted")
         with _explain_errors(trace):
             yield trace
+
+
+def cuda_target(target: Target | Literal["cpu"] | None) -> Target | None:
+    """Return the CUDA target of a prediction; None for ``"cpu"``.
+
+    Raises:
+        ValueError: an invalid target.
+    """
+    if target is not None and not isinstance(target, Target) and target != "cpu":
+        raise ValueError(f'target must be a Target, "cpu" or None, got {target!r}')
+    return None if target == "cpu" else target or Target()
 
 
 @contextmanager
@@ -233,7 +242,7 @@ def _with_line() -> Iterator[None]:
 
 @contextmanager
 def _explain_errors(trace: Trace) -> Iterator[None]:
-    """Explain an error raised in the block that the prediction causes or may cause."""
+    """If the prediction causes or may cause an error that the block raises, add an explanation to the error."""
     try:
         yield
     except _NEEDS_DATA as error:

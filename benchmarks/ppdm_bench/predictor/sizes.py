@@ -114,7 +114,7 @@ def _marked_method(name: str) -> Callable[..., Any]:
     def method(self: Any, *args: Any) -> Any:
         own, given = _without_mark(self), tuple(map(_without_mark, args))
         result = getattr(own, name)(*given)
-        if result is NotImplemented and type(own) is int:  # with a fraction
+        if result is NotImplemented and type(own) is int:  # the other operand is a float
             result = getattr(float(own), name, lambda *_: NotImplemented)(*given)
         return marked(result)
 

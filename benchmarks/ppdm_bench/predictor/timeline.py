@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Literal
 
 from ppdm_bench.predictor.allocator import CachingAllocator, Event, rounded
@@ -159,8 +160,7 @@ class Timeline:
 
     def peak_between(self, start: int, end: int | None) -> int:
         """Maximum of live bytes between two events, including those that are live before the first."""
-        live = list(self.live())
-        return max(live[max(start - 1, 0) : end], default=0)
+        return max(islice(self.live(), max(start - 1, 0), end), default=0)
 
     def alive_at(self, event: int) -> list[Block]:
         """Blocks that are live on the target after an event."""

@@ -79,6 +79,10 @@ class TimingPlan:
         own = task.configuration.resolve().sampling.steps
         return sorted({own if k is None else k for k in self.evaluations})
 
+    def doubt(self, task: TimingTask) -> str:
+        """Return why a task is predicted not to fit on the card; an empty text if it fits or there is no card."""
+        return "" if self.card is None else doubt(task.configuration, task.phase, self.card, self.timeout)
+
 
 def carry_out(
     plan: TimingPlan, progress: Callable[[TimingTask], None] = lambda _: None, known: Sequence[Record] = ()
@@ -95,11 +99,7 @@ def carry_out(
     for task in plan.tasks:
         progress(task)
         case = _case(plan, task)
-        yield sweep.settled(case) or sweep.measure(case, partial(_records, plan, task), _doubt(plan, task))
-
-
-def _doubt(plan: TimingPlan, task: TimingTask) -> str:
-    return "" if plan.card is None else doubt(task.configuration, task.phase, plan.card, plan.timeout)
+        yield sweep.settled(case) or sweep.measure(case, partial(_records, plan, task), plan.doubt(task))
 
 
 def _case(plan: TimingPlan, task: TimingTask) -> SweepCase:

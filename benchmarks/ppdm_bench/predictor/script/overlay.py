@@ -66,7 +66,7 @@ class Overlay:
         return self.root + place
 
     def read_path(self, place: str) -> str:
-        """Return the path to read a file from: in the overlay if it was written or removed, else the real one."""
+        """Return the path to read a file from: in the overlay if it was written or removed; otherwise the real one."""
         above = self.above(place)
         if _exists(above):
             return above
