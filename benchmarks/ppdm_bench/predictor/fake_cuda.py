@@ -34,15 +34,12 @@ _REFUSED = (
 def driver_patches(trace: Trace) -> Iterator[Any]:
     """Patches of ``torch.cuda``, ``torch.accelerator`` and ``torch.Generator``."""
     target = trace.target or Target()
-    for name, stand_in in {
-        **dict.fromkeys(_NOTHING, _nothing),
-        **_properties(target),
-        **_counters(trace, target),
-    }.items():
+    counters = _counters(trace, target)
+    for name, stand_in in {**dict.fromkeys(_NOTHING, _nothing), **_properties(target), **counters}.items():
         for module in (torch.cuda, torch.cuda.random, torch.cuda.memory):  # code may import it from where it is defined
             if name in vars(module):
                 yield mock.patch.object(module, name, stand_in)
-    for name, stand_in in (_ACCELERATOR | _accelerator_memory(trace, target)).items():
+    for name, stand_in in (_ACCELERATOR | _accelerator_memory(counters)).items():
         if hasattr(torch.accelerator, name):
             yield mock.patch.object(torch.accelerator, name, stand_in)
     major, minor = target.cudnn_version
@@ -153,9 +150,8 @@ def _counters(trace: Trace, target: Target) -> dict[str, Callable[..., Any]]:
     }
 
 
-def _accelerator_memory(trace: Trace, target: Target) -> dict[str, Callable[..., Any]]:
-    """Memory counters under the names of ``torch.accelerator``."""
-    counters = _counters(trace, target)
+def _accelerator_memory(counters: dict[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
+    """The same memory counters under the names of ``torch.accelerator``."""
     alike = ("memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved", "memory_stats")
     return {
         **{name: counters[name] for name in (*alike, "reset_peak_memory_stats")},
@@ -257,8 +253,8 @@ class TensorType(type):
     dtype: torch.dtype
 
     def __call__(cls, *of: Any) -> Tensor:
-        if len(of) == 1 and isinstance(of[0], list | tuple) and not isinstance(of[0], torch.Size):
-            return torch.tensor(of[0], dtype=cls.dtype, device="cuda")
+        if len(of) == 1 and not isinstance(of[0], int | torch.Size):  # values, such as a list or a NumPy array
+            return torch.as_tensor(of[0], dtype=cls.dtype, device="cuda")
         return torch.empty(*of or (0,), dtype=cls.dtype, device="cuda")
 
     def __instancecheck__(cls, x: object) -> bool:
