@@ -84,12 +84,12 @@ def course_of_steps(timeline: Timeline, blocks: Sequence[TimelineBlock], name: s
     totals = [sum(values) for values in zip(*live.values(), strict=True)]
     highest, peak = timeline.peak()
     shown = _shown_events(timeline, 0, peak * NEGLIGIBLE, highest)
-    stages = {"optimizer": "update"}
     starts = sorted({0, *timeline.marks, *(event for event, _ in timeline.sites)} & set(range(len(totals))))
     sites = dict(timeline.sites)
     spans, stage = list[Span](), "forward"
     for begin, end in pairwise([*starts, len(totals)]):
-        stage = stages.get(sites[begin].stage, sites[begin].stage) if begin in sites else stage
+        if begin in sites:
+            stage = "update" if sites[begin].stage == "optimizer" else sites[begin].stage
         first, last = bisect_left(shown, begin), bisect_left(shown, end)
         if last > first:
             spans.append(Span(first, last, stage, f"step {max(bisect_right(timeline.marks, begin), 1)}"))

@@ -93,7 +93,7 @@ def kernels_of(
 def _convolution(
     op: Any, x: Tensor, weight: Tensor, y: Tensor, transposed: bool, groups: int, stage: str
 ) -> KernelWork:
-    reads, writes = (x.shape[1] // groups, y.shape[1] // groups)
+    reads, writes = x.shape[1] // groups, y.shape[1] // groups
     flops = conv_flop_count(list(x.shape), list(weight.shape), list(y.shape), transposed=transposed)
     depthwise = groups > 1 and reads == writes == 1
     return KernelWork(
