@@ -135,7 +135,8 @@ def present(records: Sequence[Record], folder: Path | None, columns: Sequence[st
 def _page(records: Sequence[Record]) -> Page:
     """Return the page: table, summary, durations and host memory."""
     page = plan_page(gather_plan(records), durations_of(records))
-    return replace(page, parts=[*page.parts, *filter(None, (duration_table(records), host_sentence(records)))])
+    times, host = duration_table(records), host_sentence(records)
+    return replace(page, parts=[*page.parts, *filter(None, [times]), *filter(None, [host])])
 
 
 def _request(record: Record) -> tuple[object, ...]:

@@ -65,7 +65,8 @@ def line_of_traceback(traced: TracebackType | None) -> Line | None:
         if _owner(frame.f_code) != INTERNAL
     ]
     users = [line for line in frames if _owner_of_file(line.file) == USER]
-    return (users or frames or [None])[-1]
+    found = users or frames
+    return found[-1] if found else None
 
 
 def _stack(frame: FrameType | None) -> Iterator[tuple[CodeType, int]]:
