@@ -2,9 +2,9 @@
 
 A step calls the same operators on the same shapes thousands of times, and PyTorch needs a third of a millisecond for
 each call on fake tensors. The result depends only on shapes, strides and dtypes, so the first call records a
-description of the result, and later calls recreate it. The first call also checks that the description reproduces the
-result. It does not cache other results, operators whose result depends on data or that change a tensor's shape in
-place, calls with constants, and complex numbers.
+description of the result, and later calls recreate it. The cache omits results that the description does not
+reproduce, which the first call checks, operators whose result depends on data or that change a tensor's shape in place,
+constants, and complex numbers.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence

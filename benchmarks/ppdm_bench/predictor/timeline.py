@@ -26,7 +26,7 @@ class Block:
         site: the module that allocated it, if modules are recorded.
         shape, dtype: shape and dtype of the first tensor that used the block.
         basis: ``assumed`` for a buffer of a rule that no published counter confirms for such a call.
-        counted: whether ``Timeline.alive`` includes it: it was known at the allocation to be on the target.
+        counted: whether ``Timeline.alive`` includes it, because its place was the target when it was allocated.
         line: the line of the user's code that was running, if lines are recorded.
     """
 

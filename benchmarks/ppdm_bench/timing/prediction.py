@@ -16,7 +16,6 @@ from ppdm_bench.isolation.runner import TimeIsUpError, time_limit
 from ppdm_bench.memory.workload import fault, workload
 from ppdm_bench.predictor.cards import Sheet
 from ppdm_bench.predictor.kernels import KernelWork
-from ppdm_bench.predictor.modules import Modules
 from ppdm_bench.predictor.target import Target
 from ppdm_bench.predictor.timing import LIMITS, RATIO, Duration, KernelTable, Rates, kernels_of_step
 from ppdm_bench.records import Record, config_id
@@ -35,16 +34,10 @@ def predicted_times(
         yield _predict(plan, task, sheet)
 
 
-def step_duration(configuration: Configuration, sheet: Sheet, modules: Modules | None = None) -> Duration:
-    """Predict one training step."""
-    return _duration(step_kernels(configuration, sheet, modules), sheet)
-
-
-def step_kernels(configuration: Configuration, sheet: Sheet, modules: Modules | None = None) -> list[KernelWork]:
-    """Return the kernels of one training step of the diffusion stage, including the creation of its batch."""
-    size = (configuration.shape, configuration.batch_size)
-    work = workload(configuration.resolve(), "train", *size, "cuda")
-    return kernels_of_step(work.build, work.step, _target(sheet), work.iterations, modules)
+def step_duration(configuration: Configuration, sheet: Sheet) -> Duration:
+    """Predict one training step of the diffusion stage, including the creation of its batch."""
+    work = workload(configuration.resolve(), "train", configuration.shape, configuration.batch_size, "cuda")
+    return _duration(kernels_of_step(work.build, work.step, _target(sheet), work.iterations), sheet)
 
 
 def volume_durations(configuration: Configuration, sheet: Sheet, counts: Sequence[int]) -> dict[int, Duration]:

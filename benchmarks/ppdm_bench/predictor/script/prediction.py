@@ -160,11 +160,9 @@ def predict_script(
     return _follow(command, steps, cuda_target(target), keep_files, timeout)
 
 
-def measure_script(
-    command: Sequence[str], steps: int = 3, keep_files: bool = False, timeout: float = 600
-) -> ScriptPrediction:
+def measure_script(command: Sequence[str], steps: int = 3, timeout: float = 600) -> ScriptPrediction:
     """Run a training command on real tensors on the CPU and measure its peak; arguments as for `predict_script`."""
-    return _follow(command, steps, None, keep_files, timeout, measured=True)
+    return _follow(command, steps, None, False, timeout, measured=True)
 
 
 def _follow(
