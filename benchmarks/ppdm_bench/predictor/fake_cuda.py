@@ -1,7 +1,7 @@
 """Replacements of functions that call the CUDA driver: they simulate a device and its memory counters."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any, Self
@@ -253,7 +253,7 @@ class TensorType(type):
     dtype: torch.dtype
 
     def __call__(cls, *of: Any) -> Tensor:
-        if len(of) == 1 and not isinstance(of[0], int | torch.Size):  # values, such as a list or a NumPy array
+        if len(of) == 1 and isinstance(of[0], Sized) and not isinstance(of[0], torch.Size):  # values, not a size
             return torch.as_tensor(of[0], dtype=cls.dtype, device="cuda")
         return torch.empty(*of or (0,), dtype=cls.dtype, device="cuda")
 

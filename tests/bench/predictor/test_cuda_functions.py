@@ -159,6 +159,7 @@ def test_a_legacy_tensor_type_accepts_a_size_or_values() -> None:
         for each in given:
             x = torch.cuda.FloatTensor(*each)
             assert (x.shape, x.dtype, x.device.type) == ((2, 3), torch.float32, "cuda")
+        assert torch.cuda.LongTensor(np.int64(5)).shape == torch.cuda.LongTensor(5).shape == (5,)
 
     predict_peak(lambda: None, step, 1, HOPPER)
 
