@@ -21,8 +21,6 @@ from ppdm_bench.predictor.host_kernels import convolution_backend
 from ppdm_bench.predictor.known_values import KnownValues, placeholder
 from ppdm_bench.predictor.sizes import PredictionError, marked, marked_array, number_patches, size_error
 
-__all__ = ["FakeStorages", "as_class_of", "fake_patches", "run_as_cpu", "run_fake", "without_class"]
-
 aten = torch.ops.aten
 
 
