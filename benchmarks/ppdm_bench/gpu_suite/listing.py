@@ -133,21 +133,14 @@ def _options(size: int, methods: Sequence[str]) -> list[SuitePiece]:
     """Return pieces for memory and time of a step with each option separately, and with all faster options combined."""
     memory_options = ("network.checkpointing=norm,block,conv", "network.channels_last=true", "network.compile=true")
     speed_options = (*memory_options[1:], "network.channels_last=true+network.compile=true")
-    common = {"--res": str(size), "--factor": "4"}
+    words = (*_each("--method", methods), *_pairs({"--res": str(size), "--factor": "4", "--precision": "bf16"}))
     tiny = (*_SMALL, "--precision", "fp32", "--set", "network.multipliers=[1,2]")
     memory, speed = f"memory-{size}-switches", f"speed-{size}-switches"
     return [
         SuitePiece(
             memory,
             f"peak memory of {_named(methods)} at {size}³ with each memory-saving option, bf16, beside its prediction",
-            (
-                "memory",
-                *_each("--method", methods),
-                *_pairs(common),
-                "--precision",
-                "bf16",
-                *_each("--vary", memory_options),
-            ),
+            ("memory", *words, *_each("--vary", memory_options)),
             540,
             tiny,
             memory,
@@ -156,17 +149,7 @@ def _options(size: int, methods: Sequence[str]) -> list[SuitePiece]:
         SuitePiece(
             speed,
             f"time of a step and of a volume of {_named(methods)} at {size}³ with each faster option, bf16",
-            (
-                *(
-                    "speed",
-                    *_each("--method", methods),
-                    *_pairs(common),
-                    "--precision",
-                    "bf16",
-                    *_each("--vary", speed_options),
-                ),
-                *("--evaluations", "1,4", "--quick"),
-            ),
+            ("speed", *words, *_each("--vary", speed_options), "--evaluations", "1,4", "--quick"),
             560,
             (*tiny, "--evaluations", "1"),
             speed,

@@ -22,14 +22,12 @@ class ChildAnswer:
         reason: reason of a failure; with status ok, a note or an empty text.
         metrics: values by metric name.
         env: environment of the child.
-        evaluations: number of network evaluations in one iteration, if the child reported it.
     """
 
     status: str
     reason: str = ""
     metrics: Mapping[str, int] = field(default_factory=dict)
     env: Mapping[str, Any] = field(default_factory=dict)
-    evaluations: int | None = None
 
 
 def run_child(module: str, request: Mapping[str, Any], timeout: float) -> ChildAnswer:
@@ -135,12 +133,8 @@ def _reap(child: subprocess.Popen[bytes]) -> None:
 def _without_answer(code: int, errors: str) -> ChildAnswer:
     if code < 0:
         hint = " (often the system's out-of-memory killer)" if -code == signal.SIGKILL else ""
-        return ChildAnswer("killed", f"the process was ended by {_signal_name(-code)}{hint}")
+        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+        return ChildAnswer("killed", f"the process was ended by {name}{hint}")
     lines = [line.strip() for line in errors.splitlines() if line.strip()]
     output = f"its last line of output: {lines[-1]}" if lines else "it printed nothing"
     return ChildAnswer("error", f"the process ended with code {code} and without an answer; {output}")
-
-
-def _signal_name(number: int) -> str:
-    known = {known.value: known.name for known in signal.Signals}
-    return known.get(number, f"signal {number}")

@@ -66,7 +66,7 @@ class Sweep:
         self._exhausted = [r for r in everything if r.status == "oom" and not r.env.get("dirty")]
 
     def settled(self, case: SweepCase) -> list[Record]:
-        """Return valid records of a case from an earlier run of the same code in the same environment; else nothing.
+        """Return the valid records of a case from earlier runs of the same code in the same environment.
 
         Success and out-of-memory remain valid; a timeout is valid until the time limit is increased. A case is measured
         again after an error or a kill, if it was skipped completely, or if its records are incomplete.
@@ -111,7 +111,7 @@ class Sweep:
         return case.failed(answer.status, answer.reason, env=env)
 
     def _known_to_exceed_memory(self, case: SweepCase) -> str:
-        """Return why a case must run out of memory: a case that is not larger already did; else an empty text."""
+        """Return why a case must run out of memory: a case that is not larger did; empty if no such case did."""
         for record in self._exhausted:
             if record.metric == case.metric and _matches(record, case, *SIZES) and _is_within(record, case):
                 size = (shape_text(record.shape), setting_text("batch_size", record.batch_size))

@@ -201,9 +201,9 @@ def _predict(
     if (host := translation_peak(peak, configuration, task.phase, case.common["device"])) is not None:
         records.append(Record(metric="peak_host", value=host, stat="max", n=1, **case.common))
     if peak.peak_reserved is not None:
-        process_peak = _process_peak(peak.peak_reserved, target)
-        records += [Record(metric=name, value=value, **of_peak) for name, value in process_peak.items()]
-        records.append(Record(metric="peak_reserved", value=peak.peak_reserved, **of_peak))
+        context = target.context if target else 0  # the names are those of the measured values
+        values = {"peak_process": peak.peak_reserved + context, "context": context, "peak_reserved": peak.peak_reserved}
+        records += [Record(metric=name, value=value, **of_peak) for name, value in values.items()]
     if peak.needs is not None:
         records.append(Record(metric="needs", value=peak.needs, **of_peak))
     return [*records, Record(metric=case.metric, value=peak.peak_allocated, **of_peak)]
@@ -216,12 +216,6 @@ def _shortage(plan: MemoryPlan, peak: Peak) -> str:
     if plan.budget is None or peak.peak_allocated <= plan.budget:
         return ""
     return f"the budget is {plan.budget / GIB:.4g} GiB, and the tensors take {peak.peak_allocated / GIB:.4g} GiB"
-
-
-def _process_peak(reserved: int, target: Target | None) -> dict[str, int]:
-    """Return the process peak and the constant CUDA context, under the metric names of the measured values."""
-    context = target.context if target else 0
-    return {"peak_process": reserved + context, "context": context}
 
 
 def target_environment(target: Target) -> dict[str, Any]:
@@ -239,14 +233,10 @@ def target_environment(target: Target) -> dict[str, Any]:
 
 def _measured(task: MemoryTask, answer: ChildAnswer, common: dict[str, Any]) -> list[Record]:
     records = [
-        Record(metric=name, value=value, unit="B", stat=_stat(name), n=1, **common)
+        Record(metric=name, value=value, unit="B", stat="max" if name.startswith("peak") else "at peak", n=1, **common)
         for name, value in answer.metrics.items()
     ]
     return [*records, _parameters(task, common)]
-
-
-def _stat(name: str) -> str:
-    return "max" if name.startswith("peak") else "at peak"
 
 
 def _parameters(task: MemoryTask, common: Mapping[str, Any]) -> Record:

@@ -13,7 +13,7 @@ from ppdm_bench.configuration import Configuration
 from ppdm_bench.memory.command import MemoryPlan, MemoryTask, predicted
 from ppdm_bench.memory.unet_modules import UNetModules
 from ppdm_bench.memory.workload import workload
-from ppdm_bench.predictor.cards import SHEETS, find_sheet
+from ppdm_bench.predictor.cards import SHEETS
 from ppdm_bench.predictor.modules import OUTSIDE, ROOT, Modules, Site
 from ppdm_bench.predictor.peak import Peak, predict_peak
 from ppdm_bench.predictor.target import Target
@@ -46,9 +46,9 @@ def explain(plan: MemoryPlan, task: MemoryTask) -> tuple[list[Record], MemoryTim
 
 def costs(task: MemoryTask, target: Target) -> list[Cost]:
     """Return the predicted time of a step by operator; empty if the card has no known data sheet."""
-    if target.gpu not in {sheet.name for sheet in SHEETS}:
+    sheet, c = next((sheet for sheet in SHEETS if sheet.name == target.gpu), None), task.configuration
+    if sheet is None:
         return []
-    sheet, c = find_sheet(target.gpu), task.configuration
     work = workload(c.resolve(), task.phase, c.shape, c.batch_size, "cuda")
     found = predict_time(work.build, work.step, sheet, target, work.iterations, UNetModules())
     total: defaultdict[tuple[str, str, str], float] = defaultdict(float)
@@ -84,12 +84,12 @@ def course_of_steps(timeline: Timeline, blocks: Sequence[TimelineBlock], name: s
     totals = [sum(values) for values in zip(*live.values(), strict=True)]
     highest, peak = timeline.peak()
     shown = _shown_events(timeline, 0, peak * NEGLIGIBLE, highest)
-    stages = {"optimizer": "update"}
     starts = sorted({0, *timeline.marks, *(event for event, _ in timeline.sites)} & set(range(len(totals))))
     sites = dict(timeline.sites)
     spans, stage = list[Span](), "forward"
     for begin, end in pairwise([*starts, len(totals)]):
-        stage = stages.get(sites[begin].stage, sites[begin].stage) if begin in sites else stage
+        if begin in sites:
+            stage = "update" if sites[begin].stage == "optimizer" else sites[begin].stage
         first, last = bisect_left(shown, begin), bisect_left(shown, end)
         if last > first:
             spans.append(Span(first, last, stage, f"step {max(bisect_right(timeline.marks, begin), 1)}"))

@@ -1,6 +1,6 @@
 """``ppdm-bench memory`` on a cluster: one job per configuration, with the same rules as a sweep."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any
 from ppdm_bench.commands.terminal import locked_folder, progress
 from ppdm_bench.configuration import Configuration
 from ppdm_bench.devices import measuring_device
-from ppdm_bench.isolation.slurm import JOBS, JobResult, spread
+from ppdm_bench.isolation.slurm import JOBS, spread
 from ppdm_bench.isolation.sweep import Ledger
 from ppdm_bench.memory.command import MemoryPlan, Spacing
 from ppdm_bench.memory.constants import with_constants
@@ -75,18 +75,13 @@ def collect_jobs(
     ledger = Ledger(folder)
     found: dict[int, list[Record]] = {}
     faults: dict[int, str] = {}
-    for ended in _with_progress(spread(works, folder, options), len(works)):
-        if ended.found is None:
-            faults[ended.number] = f"{configurations[ended.number].label}: {ended.fault}"
-        else:
-            ledger.keep(ended.found)
-            found[ended.number] = ended.found
-    return [record for number in sorted(found) for record in found[number]], [faults[n] for n in sorted(faults)]
-
-
-def _with_progress(jobs: Iterator[JobResult[list[Record]]], count: int) -> Iterator[JobResult[list[Record]]]:
     with progress() as bar:
-        shown = bar.add_task("jobs of the cluster", total=count)
-        for ended in jobs:
-            yield ended
+        shown = bar.add_task("jobs of the cluster", total=len(works))
+        for ended in spread(works, folder, options):
+            if ended.found is None:
+                faults[ended.number] = f"{configurations[ended.number].label}: {ended.fault}"
+            else:
+                ledger.keep(ended.found)
+                found[ended.number] = ended.found
             bar.advance(shown)
+    return [record for number in sorted(found) for record in found[number]], [faults[n] for n in sorted(faults)]

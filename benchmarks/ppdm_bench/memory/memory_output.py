@@ -93,9 +93,10 @@ def failures(records: Sequence[Record]) -> list[str]:
     metrics = ("peak_allocated", *TIMES.values())
     failed = [r for r in records if r.metric in metrics and r.status not in ("ok", "oom", "skipped")]
     several = len({record.shape for record in records}) > 1
-    return [f"{_name(record, several)}, {record.kind}: {record.reason}" for record in failed]
+    return [f"{task_text(record, several)}, {record.kind}: {record.reason}" for record in failed]
 
 
-def _name(record: Record, sized: bool) -> str:
+def task_text(record: Record, sized: bool) -> str:
+    """Return method, variant, size (if ``sized``) and phase of a record."""
     size = shape_text(record.shape) if sized else ""
     return " ".join(filter(None, (record.method, record.variant, size, record.phase)))

@@ -42,7 +42,7 @@ class ProcessMemory:
             self._fault = str(error) or type(error).__name__
             return
         mine = [process for process in running if process.pid == os.getpid()]
-        if mine:  # else NVML may report process IDs of the host to a container, and this process may be one of them
+        if mine:  # otherwise NVML may report process IDs of a container's host, and one may be this process
             self.others = max(self.others, len(running) - len(mine))
         self.last = sum(process.usedGpuMemory or 0 for process in mine)
         self.peak = max(self.peak, self.last)

@@ -16,7 +16,7 @@ from ppdm_bench.predictor import Peak, Target, predict_peak
 from ppdm_bench.predictor.target import GIB
 from ppdm_bench.records import Record
 
-DEVICE = "cuda"  # device of the sources; other tools set another one, because they need an existing device
+DEVICE = "cuda"  # device of the sources; `harness/rivals.py` sets `cpu` for tools that need an existing device
 
 # Release for sources that do not state one: the last before 2.9.0, which changed the memory of convolutions.
 UNSTATED = "2.8.0"
@@ -40,7 +40,7 @@ State = tuple[nn.Module, torch.optim.Optimizer | None]
 
 
 def target_of(record: Record) -> Target:
-    """Return the target of a published record: its card and release, with 24 GiB for an RTX 4090, else 80 GiB."""
+    """Return the target of a published record: its card and release, and 24 GiB for an RTX 4090 or 80 GiB otherwise."""
     env = record.env
     release, gpu = str(env["torch"]), str(env.get("gpu", ""))
     capability = next((value for name, value in CARDS.items() if gpu.startswith(name)), UNSTATED_CARD)

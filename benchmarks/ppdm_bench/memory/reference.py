@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from ppdm import UNet, UNetOptions
 from ppdm_bench.commands.methods import parameter_count
-from ppdm_bench.environment import environment
+from ppdm_bench.environment import provenance
 from ppdm_bench.predictor.peak import predict_peak
 from ppdm_bench.predictor.target import GIB
-from ppdm_bench.records import Record, config_id
+from ppdm_bench.records import Record
 from ppdm_bench.units import ratio
 
 Network = tuple[Callable[[], nn.Module], Callable[[nn.Module, Tensor, Tensor], Tensor]]
@@ -79,15 +79,13 @@ def _records(name: str, network: Network, size: int) -> list[Record]:
     options = {"network": name, "width": OPTIONS.width, "multipliers": list(OPTIONS.multipliers), "size": size}
     common: dict[str, Any] = {
         "kind": "predicted",
-        "config_id": config_id(options),
         "method": name,
         "shape": (size,) * 3,
         "batch_size": 1,
         "phase": "train",
         "precision": "fp32",
         "device": "cuda",
-        "options": options,
-        "env": environment(),
+        **provenance(options),
     }
     peak = predict_peak(build, step)
     return [

@@ -16,7 +16,7 @@ from ppdm_bench.predictor.script.prediction import Growth, Holder, MadeUp, Scrip
 from ppdm_bench.records import Record
 from ppdm_bench.report.atomic_io import replace_file
 from ppdm_bench.report.figures import memory_timeline
-from ppdm_bench.units import GIB, significant
+from ppdm_bench.units import GIB, plural, significant
 
 _SHOWN = 8  # maximum number of lines about growth, and about made-up values
 
@@ -65,14 +65,13 @@ def records_of(prediction: ScriptPrediction, options: dict[str, Any]) -> list[Re
 def text_of(prediction: ScriptPrediction) -> str:
     """Return a prediction as text for the terminal."""
     peak, target = prediction.peak, prediction.target
-    steps = f"{prediction.steps} step{'s' * (prediction.steps > 1)}"
-    words = [
-        f"{program(prediction.command)}: {steps}, predicted in {prediction.seconds:.0f} s for {_target(prediction)}",
-        "",
+    how = f"predicted in {prediction.seconds:.0f} s for {_target(prediction)}"
+    words = [f"{program(prediction.command)}: {plural(prediction.steps, 'step')}, {how}", ""]
+    rows = [
+        ("peak of live tensors (allocated)", peak.peak_allocated),
+        ("reserved by PyTorch's allocator", peak.peak_reserved),
+        ("needed by the process, with CUDA context", peak.needs),
     ]
-    rows: list[tuple[str, int | None]] = [("peak of live tensors (allocated)", peak.peak_allocated)]
-    rows.append(("reserved by PyTorch's allocator", peak.peak_reserved))
-    rows.append(("needed by the process, with CUDA context", peak.needs))
     if target and target.capacity:
         rows.append((f"{'fits' if peak.fits else 'DOES NOT FIT'} on a card with", target.capacity))
     words += [f"{name:42} {_bytes(size):>10}" for name, size in rows if size is not None]
@@ -144,7 +143,7 @@ def _made_up(found: Sequence[MadeUp]) -> list[str]:
 
 
 def _read_text(each: MadeUp) -> str:
-    times = f"{each.times} time{'s' * (each.times > 1)}"
+    times = plural(each.times, "time")
     if each.branch is None:
         return f"{_place(each.line)} ({times})"
     where = "" if each.branch == each.line else f" in line {each.branch.number}"

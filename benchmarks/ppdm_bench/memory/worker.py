@@ -26,7 +26,6 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
         size = (configuration.shape, configuration.batch_size)
         method = configuration.resolve()
         work = workload(method, request["phase"], *size, request["device"])
-        answer["evaluations"] = work.evaluations
         if request["device"] == "cuda":
             metrics, notes = _measure_cuda(work, limit)
         else:

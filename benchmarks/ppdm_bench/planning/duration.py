@@ -44,17 +44,13 @@ def _record(configuration: Configuration, phase: str, steps: int, sheet: Sheet) 
     }
     evaluations = configuration.resolve().sampling.steps
     try:
-        found = (
-            step_duration(configuration, sheet)
-            if phase == "train"
-            else volume_durations(configuration, sheet, [evaluations])[evaluations]
-        )
+        if phase == "train":
+            step = step_duration(configuration, sheet)
+            found, unit, count = Duration.combined([(steps / 3600, step)]), "h", None
+        else:
+            found, unit, count = volume_durations(configuration, sheet, [evaluations])[evaluations], "s", evaluations
     except Exception as error:  # the code of a method can raise any exception
         return Record(status="error", reason=fault(error), options=options, **common)
-    if phase == "train":
-        found, unit, count = Duration.combined([(steps / 3600, found)]), "h", None
-    else:
-        unit, count = "s", evaluations
     options_with_time = options | {"predicted_time": described_time(found)}
     return Record(value=found.seconds, unit=unit, steps=count, stat="model", n=1, options=options_with_time, **common)
 

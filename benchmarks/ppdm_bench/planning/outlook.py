@@ -65,7 +65,7 @@ def predict(case: OutlookCase, target: Target) -> CasePrediction:
 
 @contextmanager
 def predictor(target: Target, workers: int | None = None) -> Iterator[Submit]:
-    """Yield a function that submits predictions: with one worker to this process, else to a process pool.
+    """Yield a function that submits predictions: with one worker to this process, with several to a process pool.
 
     Args:
         target: target of the predictions.

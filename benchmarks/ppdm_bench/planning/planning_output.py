@@ -13,7 +13,7 @@ from ppdm_bench.memory.command import target_environment
 from ppdm_bench.memory.host import host_sentence
 from ppdm_bench.planning.duration import duration_table, durations, durations_of
 from ppdm_bench.planning.outlook import NoOutlook, OutlookCase, Question, ask_all, predictor
-from ppdm_bench.planning.questions import Bounds, CapacityAnswer, phases_of, question
+from ppdm_bench.planning.questions import Bounds, CapacityAnswer, question
 from ppdm_bench.planning.search import CasePrediction, SearchResult
 from ppdm_bench.predictor.cards import Sheet
 from ppdm_bench.predictor.target import GIB, Target
@@ -52,7 +52,7 @@ class CapacityPlan:
         return [
             (one, phase)
             for one in self.configurations
-            for phase in phases_of(one.resolve())
+            for phase in one.resolve().phases
             if self.purposes is None or PURPOSES[phase] in self.purposes
         ]
 
@@ -74,6 +74,7 @@ def collect(plan: CapacityPlan, workers: int | None = None) -> list[Record]:
     asked = plan.asked
     questions = [question(one, phase, plan.target, plan.bounds) for one, phase in asked]
     found: dict[int, list[Record]] = {}
+    times: list[Record] = []
 
     def keep(number: int, answer: CapacityAnswer | NoOutlook) -> None:
         one, phase = asked[number]
@@ -82,18 +83,17 @@ def collect(plan: CapacityPlan, workers: int | None = None) -> list[Record]:
         else:
             found[number] = _records(plan, answer)
 
+    def records() -> list[Record]:
+        return [record for _, those in sorted(found.items()) for record in those] + times
+
     try:
         _answer(plan, questions, workers, keep)
+        if plan.steps is not None and plan.sheet is not None:
+            fitting = [asked[number] for number, those in sorted(found.items()) if those[0].value]
+            times += durations(fitting, plan.steps, plan.sheet)
     except KeyboardInterrupt:
-        raise PlanInterrupted([record for _, records in sorted(found.items()) for record in records]) from None
-    records = [record for _, those in sorted(found.items()) for record in those]
-    if plan.steps is not None and plan.sheet is not None:
-        fitting = [asked[number] for number, those in sorted(found.items()) if those[0].value]
-        try:
-            records += durations(fitting, plan.steps, plan.sheet)
-        except KeyboardInterrupt:
-            raise PlanInterrupted(records) from None
-    return records
+        raise PlanInterrupted(records()) from None
+    return records()
 
 
 def _answer(
@@ -136,7 +136,7 @@ def _page(records: Sequence[Record]) -> Page:
     """Return the page: table, summary, durations and host memory."""
     page = plan_page(gather_plan(records), durations_of(records))
     times, host = duration_table(records), host_sentence(records)
-    return replace(page, parts=[*page.parts, *([times] if times else []), *([host] if host else [])])
+    return replace(page, parts=[*page.parts, *filter(None, [times]), *filter(None, [host])])
 
 
 def _request(record: Record) -> tuple[object, ...]:
@@ -175,14 +175,12 @@ def _records(plan: CapacityPlan, answer: CapacityAnswer) -> list[Record]:
 def _verdict(
     plan: CapacityPlan, asked: Configuration, one: Configuration, phase: str, prediction: CasePrediction
 ) -> list[Record]:
-    fits = _record(plan, asked, one, phase, "fits", value=int(prediction.fits), unit="1")
-    needed = [] if prediction.brief else [_record(plan, asked, one, phase, "needs", value=prediction.need, unit="B")]
-    host = (
-        []
-        if prediction.host is None
-        else [_record(plan, asked, one, phase, "peak_host", value=prediction.host, unit="B")]
-    )
-    return [fits, *needed, *host]
+    records = [_record(plan, asked, one, phase, "fits", value=int(prediction.fits), unit="1")]
+    if not prediction.brief:
+        records.append(_record(plan, asked, one, phase, "needs", value=prediction.need))
+    if prediction.host is not None:
+        records.append(_record(plan, asked, one, phase, "peak_host", value=prediction.host))
+    return records
 
 
 def _found(found: SearchResult, named: Callable[[int], int]) -> dict[str, Any]:

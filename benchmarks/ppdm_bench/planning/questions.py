@@ -5,7 +5,6 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
-from ppdm import Method
 from ppdm.network.options import CHECKPOINTING
 from ppdm_bench.configuration import Configuration
 from ppdm_bench.planning.outlook import OutlookCase, Question
@@ -58,17 +57,11 @@ class CapacityAnswer:
     least_memory_cube: tuple[Configuration, SearchResult] | None = None
 
 
-def phases_of(method: Method) -> tuple[str, ...]:
-    """Return the phases of a method: its attribute ``phases`` if it exists, else training and sampling."""
-    return getattr(method, "phases", ("train", "sample"))
-
-
 def question(requested: Configuration, phase: str, target: Target, bounds: Bounds) -> Question[CapacityAnswer]:
     """Answer all questions for one method in one phase: first whether it fits, then the others in parallel."""
     base = yield OutlookCase(requested, phase)
     parts: dict[str, Question[Any]] = {"cube": _cube(requested, phase, target, bounds, base)}
-    # The batch size matters only for training: sampling can process volumes one by one, and larger batches predict
-    #     slowly.
+    # Only training needs a batch: sampling can process volumes one by one, and large batches are slow to predict.
     if phase.endswith("train"):
         parts["batch"] = _batch(requested, phase, target, bounds, base)
     if requested.resolve().has_factor:

@@ -9,6 +9,7 @@ remains. Free neighbours merge. When the device is full, the allocator first ret
 from bisect import bisect_left, insort
 from collections.abc import Iterable
 from dataclasses import dataclass
+from operator import attrgetter
 
 from ppdm_bench.predictor.target import MIB
 
@@ -30,9 +31,8 @@ class _Block:
     next: "_Block | None" = None
     free: bool = False
 
-    @property
-    def key(self) -> tuple[int, int]:
-        return self.size, self.number
+
+_ORDER = attrgetter("size", "number")  # order of free blocks; among blocks of one size, the oldest comes first
 
 
 class CachingAllocator:
@@ -50,7 +50,7 @@ class CachingAllocator:
         self.capacity = capacity
         self.reserved = self.peak_reserved = 0
         self.refused: int | None = None
-        self._free_blocks: dict[bool, list[tuple[tuple[int, int], _Block]]] = {True: [], False: []}
+        self._free_blocks: dict[bool, list[_Block]] = {True: [], False: []}
         self._used: dict[int, _Block] = {}
         self._count = 0
 
@@ -85,8 +85,8 @@ class CachingAllocator:
 
     def _best_fit(self, size: int) -> _Block | None:
         free_blocks = self._free_blocks[size <= MIB]
-        at = bisect_left(free_blocks, (size, 0), key=lambda entry: entry[0])
-        return self._take(free_blocks[at][1]) if at < len(free_blocks) else None
+        at = bisect_left(free_blocks, (size, 0), key=_ORDER)
+        return self._take(free_blocks[at]) if at < len(free_blocks) else None
 
     def _split(self, block: _Block, size: int) -> None:
         rest = block.size - size
@@ -115,7 +115,7 @@ class CachingAllocator:
     def return_free_segments(self) -> None:
         """Return all entirely free segments to the driver (``torch.cuda.empty_cache``)."""
         for free_blocks in self._free_blocks.values():
-            for _, block in [entry for entry in free_blocks if not entry[1].previous and not entry[1].next]:
+            for block in [block for block in free_blocks if not block.previous and not block.next]:
                 self._take(block)
                 self.reserved -= block.size
 
@@ -125,11 +125,11 @@ class CachingAllocator:
 
     def _set_free(self, block: _Block) -> None:
         block.free = True
-        insort(self._free_blocks[block.small], (block.key, block), key=lambda entry: entry[0])
+        insort(self._free_blocks[block.small], block, key=_ORDER)
 
     def _take(self, block: _Block) -> _Block:
         free_blocks = self._free_blocks[block.small]
-        del free_blocks[bisect_left(free_blocks, block.key, key=lambda entry: entry[0])]
+        del free_blocks[bisect_left(free_blocks, _ORDER(block), key=_ORDER)]
         block.free = False
         return block
 

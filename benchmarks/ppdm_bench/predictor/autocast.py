@@ -1,6 +1,5 @@
 """CUDA's autocast rules, applied to CPU tensors in place of the CPU's own rules."""
 
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -14,33 +13,17 @@ from torch.amp.autocast_mode import autocast
 from torch.utils._pytree import tree_iter, tree_map_only
 
 from ppdm_bench.predictor.convolution_rules import HALF
-from ppdm_bench.predictor.kernel_rules import (
-    AUTOCAST_FP32_BY_DTYPE,
-    AUTOCAST_HALF,
-    AUTOCAST_OTHER,
-    AUTOCAST_PROMOTE,
-)
+from ppdm_bench.predictor.cuda_composites import kernels_replaced
+from ppdm_bench.predictor.kernel_rules import AUTOCAST_FP32_BY_DTYPE, AUTOCAST_HALF, AUTOCAST_OTHER, AUTOCAST_PROMOTE
 
 
 @contextmanager
 def cuda_autocast() -> Iterator[None]:
-    """Replace the CPU's autocast rules by CUDA's, and turn every autocast region into a CPU region.
-
-    The kernels are registered with the dispatcher, so they also apply to calls from C++ and to recomputation in the
-    backward pass.
-    """
-    library = torch.library.Library("aten", "IMPL", "AutocastCPU")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PyTorch warns about overridden kernels; here they are intended
-            for name, kernel in _kernels():
-                library.impl(name, kernel)
-        with ExitStack() as stack:
-            for patch in _patches():
-                stack.enter_context(patch)
-            yield
-    finally:
-        library._destroy()
+    """Replace the CPU's autocast rules by CUDA's, and turn every autocast region into a CPU region."""
+    with kernels_replaced(_kernels(), "AutocastCPU"), ExitStack() as stack:
+        for patch in _patches():
+            stack.enter_context(patch)
+        yield
 
 
 def _patches() -> Iterator[Any]:

@@ -6,8 +6,8 @@ driver and error correction reserve a part. Compute capabilities are from https:
 Rates are the manufacturer's for dense products (without sparsity); for half precision, with accumulation in fp32, as
 PyTorch computes. GeForce cards do such products at half the advertised rate, which is for accumulation in fp16.
 
-Each rate was compared with a public copy of its document or with a quotation. `Sheet.doubt` names the rates for which
-neither was found, and those on which documents disagree. A test computes every rate from the cores, the clock and the
+Each rate was compared with a public copy of its document or with a quotation. `Sheet.doubt` names the rates without
+either, and the rates on which documents disagree. A test computes every rate from the cores, the clock and the
 memory of the card (`Chip`). Documents about the B200 disagree (FP32 75 or 80 TFLOP/s, TF32 1,100 or 1,125, 7.7 or
 8 TB/s), and no kernels of its generation are known here, so it is not in the table.
 """
@@ -123,11 +123,6 @@ class Sheet:
     source: str
     doubt: str = ""
 
-    @property
-    def has_bf16(self) -> bool:
-        """Whether the card has bf16 arithmetic: from Ampere on."""
-        return self.compute_capability >= (8, 0)
-
 
 _HOPPER = "NVIDIA H100 data sheet"
 _AMPERE = "NVIDIA A100 data sheet"
@@ -199,9 +194,8 @@ def find_card(name: str) -> Card:
     Raises:
         ValueError: no card or several cards have this name; the message lists the candidates.
     """
-    return CARDS[
-        _find(name, [card.name for card in CARDS], _NOISE_WORDS, "For another card, give its memory, such as 24GB")
-    ]
+    names, advice = [card.name for card in CARDS], "For another card, give its memory, such as 24GB"
+    return CARDS[_find(name, names, _NOISE_WORDS, advice)]
 
 
 def find_sheet(name: str) -> Sheet:

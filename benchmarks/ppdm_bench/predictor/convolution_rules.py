@@ -165,7 +165,7 @@ def _layout_copies(call: _Call) -> Moment:
         needed.append(call.x)
     else:
         needed += [call.y, *([call.x] if call.gradients[1] is not None else [])]
-    size = sum(_bytes(x) for x in needed if not x.is_contiguous(memory_format=call.layout))
+    size = sum(x.nbytes for x in needed if not x.is_contiguous(memory_format=call.layout))
     return (Buffer(LAYOUT_COPIES, size),) if size else ()
 
 
@@ -205,17 +205,13 @@ def _is_shown_without_copies(target: Target, call: _Call) -> bool:
 
 def _copy_workspaces(call: _Call) -> Iterator[int]:
     """Bytes of the workspace: one value for forward; for backward, one for the gradient of input and one of weight."""
-    whole = _bytes(call.x) + _bytes(call.weight) + _bytes(call.y)
+    whole = call.x.nbytes + call.weight.nbytes + call.y.nbytes
     if call.gradients is None:
         yield whole
         return
     of_x, of_weight = call.gradients
     if of_x is not None:
         # The trace already counts the weight's gradient, but cuDNN allocates it only afterwards; subtract it.
-        yield whole - (0 if of_weight is None else _bytes(call.weight))
+        yield whole - (0 if of_weight is None else call.weight.nbytes)
     if of_weight is not None:
         yield whole
-
-
-def _bytes(x: Tensor) -> int:
-    return x.numel() * x.element_size()

@@ -1,8 +1,8 @@
 """CUDA's decompositions of operators that PyTorch decomposes differently on the CPU."""
 
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from math import prod
 from typing import Any
 
@@ -14,19 +14,23 @@ from ppdm_bench.predictor.recurrent_rules import CUDA_LAYERS
 aten = torch.ops.aten
 
 
-@contextmanager
-def cuda_composites() -> Iterator[None]:
-    """Use CUDA's decompositions until the end of the block.
+def cuda_composites() -> AbstractContextManager[None]:
+    """Use CUDA's decompositions until the end of the block."""
+    return kernels_replaced(_DECOMPOSITIONS.items(), "CPU", "AutogradCPU")
 
-    The kernels are registered with the dispatcher, so they also apply to calls from C++ and to recomputation in the
-    backward pass.
+
+@contextmanager
+def kernels_replaced(kernels: Iterable[tuple[str, Callable[..., Any]]], *keys: str) -> Iterator[None]:
+    """Register kernels of ``aten`` with these dispatch keys until the end of the block.
+
+    They also apply to calls from C++ and to recomputation in the backward pass, because the dispatcher calls them.
     """
     library = torch.library.Library("aten", "IMPL")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PyTorch warns about overridden kernels; here they are intended
-            for name, kernel in _DECOMPOSITIONS.items():
-                for key in ("CPU", "AutogradCPU"):
+            for name, kernel in kernels:
+                for key in keys:
                     library.impl(name, kernel, key)
         yield
     finally:

@@ -2,9 +2,9 @@
 
 A data pipeline reads files, and for example crops depend on their content, so its tensors are real. They are in host
 memory until the code moves them. This process does the work of worker processes, one batch after another. It does not
-record their memory, which belongs to other processes, but only the memory of the batch. In reality, fast workers send
-batches ahead of use, which wait in this process. Their number depends on the speed of the workers, so a prediction
-records only an upper bound. A measurement records the batches that really wait.
+record their memory, which belongs to other processes, but only the memory of the batch. In reality, fast workers
+prefetch batches, which wait in this process until the code uses them. Their number depends on the speed of the workers,
+so a prediction records only an upper bound. A measurement records the batches that really wait.
 """
 
 import copy
@@ -49,7 +49,7 @@ def loader_patches(trace: Trace) -> Iterator[Any]:
 
 @contextmanager
 def watching_loaders(trace: Trace) -> Iterator[None]:
-    """In a measurement, record in ``trace.waiting`` the bytes of batches that workers have sent ahead of use."""
+    """In a measurement, record in ``trace.waiting`` the bytes of prefetched batches, which wait to be used."""
     iterators = WeakSet[Any]()
     workers = dataloader._MultiProcessingDataLoaderIter
     get_data, next_data = workers._get_data, workers._next_data
@@ -77,7 +77,7 @@ def watching_loaders(trace: Trace) -> Iterator[None]:
 
 
 def raised_by_prefetched(timeline: Timeline, waiting: Sequence[tuple[int, int]]) -> int:
-    """Bytes by which batches sent ahead of use raise the peak; ``waiting`` is that of :class:`Trace`."""
+    """Bytes by which prefetched batches raise the peak; ``waiting`` is the attribute of :class:`Trace`."""
     peak_without = at = size = 0
     for event, live in enumerate(timeline.live()):
         while at < len(waiting) and waiting[at][0] <= event + 1:
@@ -134,7 +134,7 @@ class _InProcessIterator(dataloader._BaseDataLoaderIter):
                 self.followed.loaded(x, None)
 
     def _record_prefetched(self, batch: Any) -> None:
-        """Record an upper bound in bytes of the batches that workers send ahead of use: all requested ones but one."""
+        """Record an upper bound of the bytes of prefetched batches: all requested batches except the one in use."""
         in_flight = self._num_workers * self._prefetch_factor
         if self._dataset_kind == dataloader._DatasetKind.Map:
             in_flight = min(in_flight, len(self._index_sampler))

@@ -1,7 +1,7 @@
 """Replacements of functions that call the CUDA driver: they simulate a device and its memory counters."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any, Self
@@ -19,53 +19,27 @@ _DEFAULT_CAPACITY = 80 * GIB  # the capacity that code sees if the target has no
 
 _COUNTED = ("allocated", "active", "reserved", "requested")
 _NOTHING = (
-    "synchronize",
-    "empty_cache",
-    "set_device",
-    "init",
-    "_lazy_init",
-    "ipc_collect",
-    "manual_seed",
-    "manual_seed_all",
-    "seed",
-    "seed_all",
-    "set_rng_state",
-    "set_rng_state_all",
-    "set_stream",
-    "set_per_process_memory_fraction",
-    "reset_accumulated_memory_stats",
-    "set_sync_debug_mode",
-    "_sleep",
-    "check_error",
-    "caching_allocator_enable",
-    "reset_accumulated_host_memory_stats",
-    "reset_peak_host_memory_stats",
+    *("init", "_lazy_init", "set_device", "set_stream", "synchronize", "_sleep", "check_error", "set_sync_debug_mode"),
+    *("manual_seed", "manual_seed_all", "seed", "seed_all", "set_rng_state", "set_rng_state_all"),
+    *("empty_cache", "ipc_collect", "caching_allocator_enable", "set_per_process_memory_fraction"),
+    *("reset_accumulated_memory_stats", "reset_accumulated_host_memory_stats", "reset_peak_host_memory_stats"),
 )
 # Functions of torch.cuda that allocate memory without an operator.
 _REFUSED = (
-    "CUDAGraph",
-    "graph",
-    "make_graphed_callables",
-    "CUDAPluggableAllocator",
-    "MemPool",
-    "use_mem_pool",
-    "caching_allocator_alloc",
-    "change_current_allocator",
+    *("CUDAGraph", "graph", "make_graphed_callables", "MemPool", "use_mem_pool"),
+    *("CUDAPluggableAllocator", "caching_allocator_alloc", "change_current_allocator"),
 )
 
 
 def driver_patches(trace: Trace) -> Iterator[Any]:
     """Patches of ``torch.cuda``, ``torch.accelerator`` and ``torch.Generator``."""
     target = trace.target or Target()
-    for name, stand_in in {
-        **dict.fromkeys(_NOTHING, _nothing),
-        **_properties(target),
-        **_counters(trace, target),
-    }.items():
+    counters = _counters(trace, target)
+    for name, stand_in in {**dict.fromkeys(_NOTHING, _nothing), **_properties(target), **counters}.items():
         for module in (torch.cuda, torch.cuda.random, torch.cuda.memory):  # code may import it from where it is defined
             if name in vars(module):
                 yield mock.patch.object(module, name, stand_in)
-    for name, stand_in in (_ACCELERATOR | _accelerator_memory(trace, target)).items():
+    for name, stand_in in (_ACCELERATOR | _accelerator_memory(counters)).items():
         if hasattr(torch.accelerator, name):
             yield mock.patch.object(torch.accelerator, name, stand_in)
     major, minor = target.cudnn_version
@@ -81,9 +55,8 @@ def driver_patches(trace: Trace) -> Iterator[Any]:
     for name in ("preferred_linalg_library", "preferred_blas_library", "preferred_rocm_fa_library"):
         if hasattr(torch.backends.cuda, name):
             yield mock.patch.object(torch.backends.cuda, name, _nothing)
-    yield mock.patch.object(
-        torch.autograd.profiler.profile, "__init__", _without_device(torch.autograd.profiler.profile)
-    )
+    profiler = torch.autograd.profiler.profile
+    yield mock.patch.object(profiler, "__init__", _without_device(profiler))
     for name, kind in (("Stream", _Stream), ("Event", _Event)):
         yield mock.patch.object(torch, name, kind)
     for name in ("_record_memory_history", "_dump_snapshot"):
@@ -107,52 +80,35 @@ def driver_patches(trace: Trace) -> Iterator[Any]:
 def _properties(target: Target) -> dict[str, Any]:
     """Properties of the device that code can query."""
     major, minor = target.compute_capability
-    properties = SimpleNamespace(
-        name=NAME,
-        major=major,
-        minor=minor,
-        total_memory=target.capacity or _DEFAULT_CAPACITY,
-        **_PROPERTIES,
-    )
-    stream = _Stream()
+    total = target.capacity or _DEFAULT_CAPACITY
+    properties = SimpleNamespace(name=NAME, major=major, minor=minor, total_memory=total, **_PROPERTIES)
+    zeros = ("current_device", "initial_seed", "get_sync_debug_mode", "current_blas_handle", "current_solver_handle")
+    ones = ("device_count", "utilization", "temperature", "power_draw", "clock_rate", "memory_usage")
+    streams = ("current_stream", "default_stream", "get_stream_from_external")
     return {
-        "is_available": lambda: True,
-        "device_count": lambda: 1,
-        "current_device": lambda: 0,
-        "get_device_name": lambda *_, **__: NAME,
-        "get_device_capability": lambda *_, **__: target.compute_capability,
-        "get_device_properties": lambda *_, **__: properties,
-        "is_bf16_supported": lambda *_, **__: major >= 8,
-        "is_current_stream_capturing": lambda: False,
+        **dict.fromkeys(zeros, _returning(0)),
+        **dict.fromkeys(ones, _returning(1)),
+        **dict.fromkeys(streams, _returning(_Stream())),
+        **dict.fromkeys(("is_available", "is_initialized"), _returning(True)),
+        **dict.fromkeys(("is_current_stream_capturing", "can_device_access_peer"), _returning(False)),
+        **dict.fromkeys(("is_bf16_supported", "is_tf32_supported"), _returning(major >= 8)),
+        **dict.fromkeys(("device", "device_of", "StreamContext", "stream"), _Device),
+        **dict.fromkeys(("Stream", "ExternalStream"), _Stream),
+        "Event": _Event,
+        "get_device_name": _returning(NAME),
+        "get_device_capability": _returning(target.compute_capability),
+        "get_device_properties": _returning(properties),
+        "get_arch_list": lambda: [f"sm_{major}{minor}"],
         "get_rng_state": _no_state,
         "get_rng_state_all": lambda: [_no_state()],
-        "initial_seed": lambda: 0,
-        "current_stream": lambda *_, **__: stream,
-        "default_stream": lambda *_, **__: stream,
-        "stream": lambda *_, **__: nullcontext(),
-        "device": _Device,
-        "device_of": _Device,
-        "StreamContext": _Device,
-        "Stream": _Stream,
-        "ExternalStream": _Stream,
-        "Event": _Event,
-        "is_initialized": lambda: True,
-        "is_tf32_supported": lambda: major >= 8,
-        "can_device_access_peer": lambda *_, **__: False,
-        "get_arch_list": lambda: [f"sm_{major}{minor}"],
-        "get_per_process_memory_fraction": lambda *_, **__: 1.0,
-        "get_sync_debug_mode": lambda: 0,
-        "get_allocator_backend": lambda: "native",
-        "current_blas_handle": lambda: 0,
-        "graph_pool_handle": lambda: (0, 0),
+        "get_per_process_memory_fraction": _returning(1.0),
+        "get_allocator_backend": _returning("native"),
+        "graph_pool_handle": _returning((0, 0)),
         "cudart": _Driver,
-        "list_gpu_processes": lambda *_, **__: "",
+        "list_gpu_processes": _returning(""),
         "memory_snapshot": lambda *_, **__: [],
         "host_memory_stats": lambda: Counter(),
         "host_memory_stats_as_nested_dict": dict,
-        "current_solver_handle": lambda: 0,
-        "get_stream_from_external": lambda *_, **__: stream,
-        **dict.fromkeys(("utilization", "temperature", "power_draw", "clock_rate", "memory_usage"), _one),
     }
 
 
@@ -184,26 +140,18 @@ def _counters(trace: Trace, target: Target) -> dict[str, Callable[..., Any]]:
         return f"{NAME}: {live():,} bytes allocated, {peak():,} at the peak"
 
     return {
-        "memory_stats": statistics,
-        "memory_summary": summary,
-        "max_memory_cached": peak,
-        "memory_cached": live,
-        "reset_max_memory_cached": reset,
-        "memory_allocated": live,
-        "max_memory_allocated": peak,
-        "memory_reserved": live,
-        "max_memory_reserved": peak,
-        "reset_peak_memory_stats": reset,
-        "reset_max_memory_allocated": reset,
+        **dict.fromkeys(("memory_allocated", "memory_reserved", "memory_cached", "device_memory_used"), live),
+        **dict.fromkeys(("max_memory_allocated", "max_memory_reserved", "max_memory_cached"), peak),
+        **dict.fromkeys(("reset_peak_memory_stats", "reset_max_memory_allocated", "reset_max_memory_cached"), reset),
         "mem_get_info": information,
-        "device_memory_used": live,
+        "memory_stats": statistics,
         "memory_stats_as_nested_dict": lambda *_, **__: _nested(statistics()),
+        "memory_summary": summary,
     }
 
 
-def _accelerator_memory(trace: Trace, target: Target) -> dict[str, Callable[..., Any]]:
-    """Memory counters under the names of ``torch.accelerator``."""
-    counters = _counters(trace, target)
+def _accelerator_memory(counters: dict[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
+    """The same memory counters under the names of ``torch.accelerator``."""
     alike = ("memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved", "memory_stats")
     return {
         **{name: counters[name] for name in (*alike, "reset_peak_memory_stats")},
@@ -252,6 +200,9 @@ class _Device(nullcontext[None]):
 
     idx, prev_idx = 0, -1
 
+    def __init__(self, *_: Any, **__: Any) -> None:
+        super().__init__()
+
 
 class _Driver:
     """The CUDA runtime; every function returns success."""
@@ -264,8 +215,8 @@ def _is_acceptable(x: Tensor) -> bool:
     return x.is_cuda and x.is_floating_point() and torch.backends.cudnn.enabled
 
 
-def _one(*_: Any, **__: Any) -> int:
-    return 1
+def _returning(value: Any) -> Callable[..., Any]:
+    return lambda *_, **__: value
 
 
 def _nothing(*_: Any, **__: Any) -> None:
@@ -302,8 +253,8 @@ class TensorType(type):
     dtype: torch.dtype
 
     def __call__(cls, *of: Any) -> Tensor:
-        if len(of) == 1 and isinstance(of[0], list | tuple) and not isinstance(of[0], torch.Size):
-            return torch.tensor(of[0], dtype=cls.dtype, device="cuda")
+        if len(of) == 1 and isinstance(of[0], Sized) and not isinstance(of[0], torch.Size):  # values, not a size
+            return torch.as_tensor(of[0], dtype=cls.dtype, device="cuda")
         return torch.empty(*of or (0,), dtype=cls.dtype, device="cuda")
 
     def __instancecheck__(cls, x: object) -> bool:
@@ -343,17 +294,14 @@ def _no_state(*_: Any, **__: Any) -> Tensor:
 
 
 _ACCELERATOR: dict[str, Callable[..., Any]] = {
-    "is_available": lambda: True,
+    "is_available": _returning(True),
     "current_accelerator": lambda *_, **__: torch.device("cuda"),
-    "device_count": lambda: 1,
-    "current_device_index": lambda: 0,
-    "current_device_idx": lambda: 0,
+    "device_count": _returning(1),
     "device_index": _Device,
-    **dict.fromkeys(
-        ("synchronize", "set_device_index", "set_device_idx", "set_stream", "empty_cache", "empty_host_cache"), _nothing
-    ),
-    "reset_accumulated_memory_stats": _nothing,
     "current_stream": lambda *_, **__: _Stream(),
+    **dict.fromkeys(("current_device_index", "current_device_idx"), _returning(0)),
+    **dict.fromkeys(("set_device_index", "set_device_idx", "set_stream", "synchronize"), _nothing),
+    **dict.fromkeys(("empty_cache", "empty_host_cache", "reset_accumulated_memory_stats"), _nothing),
 }
 
 

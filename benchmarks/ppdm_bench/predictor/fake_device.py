@@ -82,11 +82,11 @@ class _Devices(TorchFunctionMode):
         original_wrapper, original_pin = Tensor._make_wrapper_subclass, Tensor.pin_memory
 
         def pin_memory(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            # A thread that loads data has no mode.
+            # The function mode does not apply in a thread that loads data.
             return x if self.trace.is_elsewhere else original_pin(x, *args, **kwargs)
 
         def wrapper(*args: Any, **kwargs: Any) -> Tensor:
-            # The real device, as for the tensors that it wraps.
+            # Use the real device, on which the wrapped tensors are.
             return original_wrapper(*args, **kwargs | {"device": CPU})
 
         # PyTorch's Python functions pass the whole call to a mode, and the mode does not see the calls inside. Here it
@@ -251,10 +251,8 @@ def _overrides(x: Any) -> bool:
 
 def _default_device() -> torch.device | None:
     """The device of ``with torch.device(...)`` or ``torch.set_default_device``, if there is one."""
-    return next(
-        (mode.device for mode in _get_current_function_mode_stack() if isinstance(mode, DeviceContext)),
-        None,
-    )
+    modes = _get_current_function_mode_stack()
+    return next((mode.device for mode in modes if isinstance(mode, DeviceContext)), None)
 
 
 def _as_device(value: Any) -> torch.device | None:

@@ -2,12 +2,12 @@
 
 A step calls the same operators on the same shapes thousands of times, and PyTorch needs a third of a millisecond for
 each call on fake tensors. The result depends only on shapes, strides and dtypes, so the first call records a
-description of the result, and later calls recreate it. These calls are not cached: operators whose result depends on
-data or that change a tensor's shape in place, constants, complex numbers, and results that the description does not
-reproduce, which the first call checks.
+description of the result, and later calls recreate it. The cache omits results that the description does not
+reproduce, which the first call checks, operators whose result depends on data or that change a tensor's shape in place,
+constants, and complex numbers.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,7 +95,7 @@ class FakeOpCache:
         elif kind is tuple or kind is list or kind is torch.Size:
             parts.append(len(value))
             for each in value:
-                if type(each) in _PLAIN:  # as below; a call for each number would take as long as the operator
+                if type(each) in _PLAIN:  # not by a recursive call, which would take as long as the operator
                     parts += (type(each), each)
                 elif not self._extend_key(each, parts, tensors):
                     return False
@@ -187,6 +187,6 @@ def _are_equal(x: Any, y: Any) -> bool:
     return bool(_properties(x) == _properties(y))
 
 
-def _properties(x: Tensor) -> Iterator[Any] | tuple[Any, ...]:
+def _properties(x: Tensor) -> tuple[Any, ...]:
     keys = torch._C._dispatch_key_set(x)
     return x.shape, x.stride(), x.storage_offset(), x.dtype, x.untyped_storage().nbytes(), keys, x.is_inference()

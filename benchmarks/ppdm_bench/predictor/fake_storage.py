@@ -19,9 +19,7 @@ from torch.utils._pytree import tree_iter
 from ppdm_bench.predictor import recurrent_rules
 from ppdm_bench.predictor.host_kernels import convolution_backend
 from ppdm_bench.predictor.known_values import KnownValues, placeholder
-from ppdm_bench.predictor.sizes import PredictionError, is_integer, marked, marked_array, number_patches, size_error
-
-__all__ = ["FakeStorages", "as_class_of", "fake_patches", "run_as_cpu", "run_fake", "without_class"]
+from ppdm_bench.predictor.sizes import PredictionError, marked, marked_array, number_patches, size_error
 
 aten = torch.ops.aten
 
@@ -241,14 +239,15 @@ def fake_patches(fakes: FakeStorages, known_values: KnownValues) -> Iterator[Any
 
 def _value_patches(fakes: FakeStorages, known_values: KnownValues) -> Iterator[Any]:
     """Patches of the functions that read values of fake tensors; numbers that depend on data are marked."""
-    real_item, real_int, real_bool, real_list = Tensor.item, Tensor.__int__, Tensor.__bool__, Tensor.tolist
+    real_item, real_int, real_bool = Tensor.item, Tensor.__int__, Tensor.__bool__
+    real_list, real_numpy = Tensor.tolist, Tensor.numpy
 
     def to_numpy(x: Tensor, *, force: bool = False) -> Any:
-        array = known_values.array(x)
-        return marked_array(array) if is_integer(x) and not known_values.is_known(x) else array
+        array = known_values.read(x, real_numpy, "array")
+        return array if known_values.is_known(x) else marked_array(array)
 
     def to_list(x: Tensor) -> Any:
-        value = known_values.read(x, real_list)
+        value = known_values.read(x, real_list, "list")
         return value if known_values.is_known(x) else marked(value)
 
     def to_item(x: Tensor) -> Any:

@@ -35,21 +35,8 @@ def host_buffers(op: Any, args: Sequence[Any], out: Any) -> int:
 
 def convolution_backend(args: Sequence[Any]) -> str:
     """Name of the kernel that PyTorch selects for the arguments of ``aten.convolution``, such as ``Mkldnn``."""
-    x, weight, bias, stride, padding, dilation, transposed, output_padding, groups = args
-    with x.fake_mode:
-        backend = torch._C._select_conv_backend(
-            x,
-            weight,
-            bias=bias,
-            stride=stride,
-            padding=padding,
-            dilation=dilation,
-            transposed=transposed,
-            output_padding=output_padding,
-            groups=groups,
-            bias_sizes=None,
-        )
-    return str(backend.name)
+    with args[0].fake_mode:
+        return str(torch._C._select_conv_backend(*args, bias_sizes=None).name)
 
 
 def _in_blocks(x: Tensor) -> int:

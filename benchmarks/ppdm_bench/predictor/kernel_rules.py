@@ -30,13 +30,13 @@ def kernel_buffers(target: Target, op: OpOverload, args: Sequence[Any], out: Any
     yield from convolution_buffers(target, op, args, out)
     if op is aten._softmax_backward_data.default:
         # The kernel first computes ``grad · output``, which is as large as the gradient (ATen/native/cuda/SoftMax.cu).
-        yield (Buffer("softmax backward", _bytes(args[0])),)
+        yield (Buffer("softmax backward", args[0].nbytes),)
     elif op in (recurrent_rules.FORWARD, recurrent_rules.BACKWARD):
         yield recurrent_rules.cudnn_buffers(op, args)
     elif op is _FUSED_BACKWARD and args[1].dtype is torch.float32:
         # The memory-efficient backward first computes ``grad · output``, which is as large as the output
         # (ATen/native/transformers/cuda/attention_backward.cu). Its half-precision kernels need no such buffer.
-        yield (Buffer("attention backward, product", _bytes(args[4])),)
+        yield (Buffer("attention backward, product", args[4].nbytes),)
     elif op is _FUSED_BACKWARD and args[1].dtype in HALF:
         yield (Buffer("attention backward, sums", _attention_sums(args[1])),)
 
@@ -88,19 +88,7 @@ def _attention_sums(query: Tensor) -> int:
 _FUSED_BACKWARD = aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
 
-def _bytes(x: Tensor) -> int:
-    return x.numel() * x.element_size()
-
-
-MATRIX_PRODUCTS = (
-    aten.mm.default,
-    aten.addmm.default,
-    aten.bmm.default,
-    aten.baddbmm.default,
-    aten.mv.default,
-    aten.addmv.default,
-    aten.dot.default,
-)
+_MATRIX_PRODUCTS = {getattr(aten, name).default for name in ("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot")}
 
 
 @dataclass
@@ -123,7 +111,7 @@ class CublasWorkspaces:
 
     def taken_by(self, op: OpOverload, columns: bool, backward: bool) -> int:
         """Bytes of workspace that this call allocates; ``columns``: whether it is a convolution that uses columns."""
-        if not (columns or op in MATRIX_PRODUCTS) or backward in self.taken:
+        if not (columns or op in _MATRIX_PRODUCTS) or backward in self.taken:
             return 0
         self.taken.add(backward)
         return self.size
@@ -135,77 +123,31 @@ class CublasWorkspaces:
 
 # Run in half precision; the CPU's autocast does the same for those that it covers.
 AUTOCAST_HALF = frozenset(
-    [
-        "_convolution",
-        "_convolution.deprecated",
-        "convolution",
-        "conv1d",
-        "conv2d",
-        "conv3d",
-        "conv_tbc",
-        "conv_transpose1d",
-        "conv_transpose2d.input",
-        "conv_transpose3d.input",
-        "cudnn_convolution",
-        "cudnn_convolution_transpose",
-        "prelu",
-        "addmm",
-        "addmv",
-        "addr",
-        "matmul",
-        "einsum",
-        "mm",
-        "mv",
-        "linalg_vecdot",
-        "linear",
-        "addbmm",
-        "baddbmm",
-        "bmm",
-        "chain_matmul",
-        "linalg_multi_dot",
-        "_thnn_fused_lstm_cell",
-        "_thnn_fused_gru_cell",
-        "lstm_cell",
-        "gru_cell",
-        "rnn_tanh_cell",
-        "rnn_relu_cell",
-        "_scaled_dot_product_flash_attention",
-        "scaled_dot_product_attention",
-    ]
+    (
+        *("_convolution", "_convolution.deprecated", "convolution", "conv1d", "conv2d", "conv3d", "conv_tbc"),
+        *("conv_transpose1d", "conv_transpose2d.input", "conv_transpose3d.input"),
+        *("cudnn_convolution", "cudnn_convolution_transpose"),
+        *("mm", "mv", "bmm", "addmm", "addmv", "addr", "addbmm", "baddbmm", "matmul", "einsum", "linear"),
+        *("linalg_vecdot", "chain_matmul", "linalg_multi_dot", "prelu"),
+        *("_thnn_fused_lstm_cell", "_thnn_fused_gru_cell", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"),
+        *("_scaled_dot_product_flash_attention", "scaled_dot_product_attention"),
+    )
 )
 
 # Run in fp32 unless the call gives a dtype; the inputs are not cast beforehand.
 AUTOCAST_FP32_BY_DTYPE = frozenset(
-    [
-        "prod",
-        "prod.dim_int",
-        "softmax.int",
-        "log_softmax.int",
-        "cumprod",
-        "cumsum",
-        "linalg_vector_norm",
-        "linalg_matrix_norm",
-        "linalg_matrix_norm.str_ord",
-        "sum",
-        "sum.dim_IntList",
-    ]
+    (
+        *("prod", "prod.dim_int", "sum", "sum.dim_IntList", "cumprod", "cumsum", "softmax.int", "log_softmax.int"),
+        *("linalg_vector_norm", "linalg_matrix_norm", "linalg_matrix_norm.str_ord"),
+    )
 )
 
 # Run in the widest dtype of their inputs.
 AUTOCAST_PROMOTE = frozenset(
-    [
-        "addcdiv",
-        "addcmul",
-        "atan2",
-        "bilinear",
-        "cross",
-        "dot",
-        "grid_sampler",
-        "index_put",
-        "scatter_add",
-        "tensordot",
-        "vdot",
-    ]
+    (
+        *("addcdiv", "addcmul", "atan2", "bilinear", "cross", "dot"),
+        *("grid_sampler", "index_put", "scatter_add", "tensordot", "vdot"),
+    )
 )
 
 # Left unchanged: `norm` calls another overload with a dtype, and `binary_cross_entropy` is an error.

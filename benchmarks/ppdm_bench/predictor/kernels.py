@@ -10,18 +10,18 @@ Views and uninitialised tensors need no kernel.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from math import prod
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import conv_flop_count, sdpa_backward_flop_count, sdpa_flop_count
 
 from ppdm_bench.predictor.convolution_rules import CHANNELS_LAST_COPIES, HALF, Moment
 from ppdm_bench.predictor.modules import Site
+from ppdm_bench.predictor.operator_traits import tensors_in
 
 Kind = Literal["convolution", "depthwise", "matrix product", "attention", "memory", "copy"]
 
@@ -90,16 +90,10 @@ def kernels_of(
             yield KernelWork("copy" if copied else "memory", buffer.name, traffic=2 * buffer.size, launched=False)
 
 
-def at_site(kernels: Iterator[KernelWork], site: Site | None) -> Iterator[KernelWork]:
-    """Yield the same kernels with their module."""
-    for kernel in kernels:
-        yield replace(kernel, site=site) if site else kernel
-
-
 def _convolution(
     op: Any, x: Tensor, weight: Tensor, y: Tensor, transposed: bool, groups: int, stage: str
 ) -> KernelWork:
-    reads, writes = (x.shape[1] // groups, y.shape[1] // groups)
+    reads, writes = x.shape[1] // groups, y.shape[1] // groups
     flops = conv_flop_count(list(x.shape), list(weight.shape), list(y.shape), transposed=transposed)
     depthwise = groups > 1 and reads == writes == 1
     return KernelWork(
@@ -116,7 +110,8 @@ def _convolution(
 
 def _product(op: Any, args: Sequence[Any], out: Any) -> KernelWork | None:
     """Work of a matrix product or of attention; None for other operators."""
-    shapes = [x.shape for x in args if isinstance(x, Tensor)]
+    tensors = tensors_in(args)
+    shapes = [x.shape for x in tensors]
     if op in (aten.mm.default, aten.bmm.default, aten.addmm.default, aten.baddbmm.default):
         a, b = shapes[-2:]
         flops = 2 * prod(a) * b[-1]
@@ -132,36 +127,30 @@ def _product(op: Any, args: Sequence[Any], out: Any) -> KernelWork | None:
         kind, columns, depth = "attention", value[-1], query[-1]
     else:
         return None
-    tensors = [x for x in args if isinstance(x, Tensor)]
-    results = [x for x in tree_iter(out) if isinstance(x, Tensor)]
-    traffic = sum(map(_bytes, [*tensors, *results]))
-    return KernelWork(kind, str(op), _name(tensors[-1].dtype), int(flops), traffic, int(columns), int(depth))
+    traffic = sum(map(_bytes, [*tensors, *tensors_in(out)]))
+    return KernelWork(kind, str(op), _name(tensors[0].dtype), int(flops), traffic, int(columns), int(depth))
 
 
 _STATISTICS = ("batch_norm", "group_norm", "layer_norm", "instance_norm")
 
 
 def _traffic(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> int:
-    inputs = [x for x in tree_iter((args, kwargs)) if isinstance(x, Tensor)]
-    written = [x for x in tree_iter(out) if isinstance(x, Tensor)]
+    inputs, written = tensors_in((*args, *kwargs.values())), tensors_in(out)
     name = str(op).split(".")[1]
     if name in _OVERWRITING:
         inputs = inputs[1:]
     elif name.endswith("_like") or name.startswith("new_"):
         inputs = []
-    elif (
-        op._schema.is_mutable and not op._schema.returns
-    ):  # such as foreach operators, which write to lists and return nothing
-        written = [
-            x for x, argument in zip(args, op._schema.arguments, strict=False) if _is_written(argument) for x in x
-        ]
+    elif op._schema.is_mutable and not op._schema.returns:  # such as foreach operators, which write to lists
+        pairs = zip(args, op._schema.arguments, strict=False)
+        written = [x for value, argument in pairs if _is_written_list(argument) for x in value]
     total = sum(map(_bytes, [*inputs, *written]))
     if any(kind in name for kind in _STATISTICS):
         total += sum(_bytes(x) for x in inputs if x.dim() > 1)
     return total
 
 
-def _is_written(argument: Any) -> bool:
+def _is_written_list(argument: Any) -> bool:
     return argument.alias_info is not None and argument.alias_info.is_write and "List" in str(argument.type)
 
 

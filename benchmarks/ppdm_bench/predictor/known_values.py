@@ -19,6 +19,7 @@ A value has one of five kinds:
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -135,25 +136,21 @@ class KnownValues:
         known = self._known.get(address_of(x))
         return known is not None and known.uncertainty < ANSWERED
 
-    def read(self, x: Tensor, how: Callable[[Tensor], Any]) -> Any:
-        """Apply a function to the values of a tensor, or to placeholders if the values are unknown."""
-        with _real_computation(), self.reading("list"):
+    def read(self, x: Tensor, how: Callable[[Tensor], Any], kind: str) -> Any:
+        """Apply a function to the values of a tensor, or to placeholders if the values are unknown.
+
+        ``kind`` is that of :class:`UnknownRead`.
+        """
+        with _real_computation(), self.reading(kind):
             found = self._value(x)
             self._record_read(found is None or found[1] >= ASSUMED)
-            return how(torch.full(x.shape, _placeholder(x.dtype), dtype=x.dtype) if found is None else found[0])
+            return how(_placeholders(x.shape, x.dtype) if found is None else found[0])
 
     def values(self, x: Tensor) -> Tensor | None:
         """The known values of a tensor; None if they are not known."""
         with _real_computation():
             found = self._value(x) if self.follows(x) else None
             return None if found is None else found[0]
-
-    def array(self, x: Tensor) -> Any:
-        """NumPy array that shares memory with the known values, or an array of placeholders."""
-        with _real_computation(), self.reading("array"):
-            found = self._value(x)
-            self._record_read(found is None or found[1] >= ASSUMED)
-            return (torch.full(x.shape, _placeholder(x.dtype), dtype=x.dtype) if found is None else found[0]).numpy()
 
     def run(
         self,
@@ -207,9 +204,7 @@ class KnownValues:
                 found = self._value(x)
                 if found and any(found[0].stride()) and found[0].numel() != 1:
                     return  # several known values, for which the answers can differ
-                ones[id(x)] = (
-                    _one(found[0]) if found else torch.full((1,) * x.dim(), _placeholder(x.dtype), dtype=x.dtype)
-                )
+                ones[id(x)] = _one(found[0]) if found else _placeholders((1,) * x.dim(), x.dtype)
             inputs = _Inputs(ones, ANSWERED)
             answer = op(*inputs.of(args), **inputs.of(kwargs))
             self._store(out, answer.reshape(()).to(out.dtype), ANSWERED)
@@ -226,14 +221,14 @@ class KnownValues:
             address = address_of(x)
             if self._known.get(address) is None and (address in self._known or address not in self._arguments):
                 return None
+        inputs = _Inputs({}, KNOWN)
         with _real_computation():
-            found = []
             for x in tensors:
-                if (value := self._value(x)) is None:
+                if (found := self._value(x)) is None:
                     return None
-                found.append(value)
-        values = {id(x): value for x, (value, _) in zip(tensors, found, strict=True)}
-        return _Inputs(values, max((uncertainty for _, uncertainty in found), default=KNOWN))
+                inputs.values[id(x)] = found[0]
+                inputs.uncertainty = max(inputs.uncertainty, found[1])
+        return inputs
 
     def _value(self, x: Tensor) -> tuple[Tensor, int] | None:
         address = address_of(x)
@@ -310,10 +305,11 @@ class KnownValues:
         small = all(x.numel() <= LIMIT for x in results)
         if traits.random and not (small and all(_may_be_sampled(x) for x in results)):
             return False
+        written = list(traits.written_tensors(args, kwargs))
         with _real_computation():
-            if not small or any(self._is_uniform(x) for x in traits.written_tensors(args, kwargs)):
-                return self._run_on_one_element(op, traits, args, kwargs, inputs, results)
-            self._unshare([*traits.written_tensors(args, kwargs), *results], inputs)
+            if not small or any(map(self._is_uniform, written)):
+                return self._run_on_one_element(op, args, kwargs, inputs, written, results)
+            self._unshare([*written, *results], inputs)
             try:
                 real = op(*inputs.of(args), **_without_pinning(inputs.of(kwargs)))
             except (RuntimeError, IndexError, TypeError, ValueError):
@@ -323,7 +319,7 @@ class KnownValues:
             if len(real_results) != len(results):
                 return False
             if uncertainty:
-                for x in traits.written_tensors(args, kwargs):
+                for x in written:
                     self._raise_uncertainty(address_of(x), uncertainty)
             fresh = set[int]()
             for x, real_result in zip(results, real_results, strict=True):
@@ -343,13 +339,13 @@ class KnownValues:
                 inputs.values[id(x)] = found[0]
 
     def _run_on_one_element(
-        self, op: Any, traits: Traits, args: Any, kwargs: Any, inputs: "_Inputs", results: list[Tensor]
+        self, op: Any, args: Any, kwargs: Any, inputs: "_Inputs", written: list[Tensor], results: list[Tensor]
     ) -> bool:
         """Run an operator on one element of each tensor; False if a tensor has different elements."""
         same = (torch.Tag.pointwise in op.tags or op in COPIES) and len(results) == 1
         if not same or not all(stride == 0 for x in inputs.values.values() for stride in x.stride()):
             return False
-        if any(not _covers_storage(x) for x in (*results, *traits.written_tensors(args, kwargs))):
+        if not all(map(_covers_storage, [*results, *written])):
             return False
         ones = _Inputs({name: _one(x) for name, x in inputs.values.items()}, inputs.uncertainty)
         try:
@@ -368,9 +364,8 @@ class KnownValues:
         if value.dtype is not x.dtype or (value.dim() and value.shape != x.shape):
             self._known[address] = None
         elif x.numel() > LIMIT or size > 16 * LIMIT:
-            self._known[address] = (
-                _Known(value.clone(), uncertainty) if value.dim() == 0 and _covers_storage(x) else None
-            )
+            is_uniform = value.dim() == 0 and _covers_storage(x)
+            self._known[address] = _Known(value.clone(), uncertainty) if is_uniform else None
         else:
             known = self._known.get(address)
             if known is None or not isinstance(known.values, torch.UntypedStorage) or known.values.nbytes() != size:
@@ -394,6 +389,7 @@ class KnownValues:
                 self._known[address] = None
 
 
+@dataclass
 class _Inputs:
     """Values of an operator's tensors.
 
@@ -402,9 +398,8 @@ class _Inputs:
         uncertainty: the least certain kind of these values.
     """
 
-    def __init__(self, values: dict[int, Tensor], uncertainty: int) -> None:
-        self.values = values
-        self.uncertainty = uncertainty
+    values: dict[int, Tensor]
+    uncertainty: int
 
     def are_small(self) -> bool:
         """Whether the tensors are small enough for a quick computation."""
@@ -432,6 +427,10 @@ def placeholder(op: Any, args: Sequence[Any]) -> Any:
 
 def _placeholder(dtype: torch.dtype) -> Any:
     return False if dtype is torch.bool else 1.0 if dtype.is_floating_point else 1
+
+
+def _placeholders(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    return torch.full(shape, _placeholder(dtype), dtype=dtype)
 
 
 def _may_be_sampled(x: Tensor) -> bool:

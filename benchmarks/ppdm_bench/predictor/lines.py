@@ -62,10 +62,11 @@ def line_of_traceback(traced: TracebackType | None) -> Line | None:
     frames = [
         Line(frame.f_code.co_filename, number)
         for frame, number in traceback.walk_tb(traced)
-        if (_owner(frame.f_code) != INTERNAL)
+        if _owner(frame.f_code) != INTERNAL
     ]
     users = [line for line in frames if _owner_of_file(line.file) == USER]
-    return next(iter([*users[::-1], *frames[::-1]]), None)
+    found = users or frames
+    return found[-1] if found else None
 
 
 def _stack(frame: FrameType | None) -> Iterator[tuple[CodeType, int]]:

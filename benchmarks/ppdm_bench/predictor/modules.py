@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._pytree import tree_iter
 
-STAGES = ("forward", "backward", "optimizer")
 OUTSIDE = "outside"  # work outside every module: the method's kernel, the loss, the moving average of the weights
 ROOT = "."  # the path of a network itself
 
@@ -70,7 +69,7 @@ class Modules:
             return Site("optimizer")
         if not backward:
             return Site("forward", self._stack[-1] if self._stack else "")
-        if not self._stack:  # else a block is recomputed, and the forward hooks report its modules
+        if not self._stack:  # otherwise the pass recomputes a block, and the forward hooks report its modules
             node = torch._C._current_autograd_node()
             if node is not None and (number := node._sequence_nr()) < _MAX_SEQUENCE_NUMBER:
                 at = bisect_right(self._numbers, number) - 1

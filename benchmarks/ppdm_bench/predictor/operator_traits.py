@@ -12,25 +12,12 @@ aten = torch.ops.aten
 
 # Operators whose result holds one repeated number, or uninitialised memory, for any values of the inputs.
 _FILL_VALUES: Mapping[str, float | tuple[int, str]] = {
-    "empty": 0,
-    "empty_like": 0,
-    "empty_strided": 0,
-    "empty_permuted": 0,
-    "new_empty": 0,
-    "new_empty_strided": 0,
-    "zeros": 0,
-    "zeros_like": 0,
-    "new_zeros": 0,
-    "zero": 0,
-    "zero_": 0,
-    "ones": 1,
-    "ones_like": 1,
-    "new_ones": 1,
-    "full": (1, "fill_value"),
-    "full_like": (1, "fill_value"),
+    **dict.fromkeys(("empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided"), 0),
+    **dict.fromkeys(("zeros", "zeros_like", "new_zeros", "zero", "zero_"), 0),
+    **dict.fromkeys(("ones", "ones_like", "new_ones"), 1),
+    **dict.fromkeys(("full", "full_like"), (1, "fill_value")),
+    **dict.fromkeys(("fill", "fill_"), (1, "value")),
     "new_full": (2, "fill_value"),
-    "fill": (1, "value"),
-    "fill_": (1, "value"),
 }
 _FINITE = {aten.eq.Tensor, aten.ne.Scalar, aten.lt.Scalar, aten.le.Scalar}
 # Operators with a boolean result, which code asks about unknown numbers.

@@ -106,7 +106,7 @@ class Peak:
         assumed: bytes of the peak that follow from rules that no published counter confirms for such a call, such as
             cuDNN's copies in the backward pass or the reserve of its recurrent layers.
         host: maximum bytes of live tensors in host memory. On CUDA, these are tensors that the code keeps there, such
-            as a volume of which only blocks move to the card; on the CPU, all tensors. 0 for a measurement on CUDA.
+            as a volume that moves to the card in blocks; on the CPU, all tensors. 0 for a measurement on CUDA.
         made_up: number of reads of values that depend on data, by kind and line, in a prediction. The code got
             placeholders there; where a placeholder decided a branch, real data may take the other branch.
         timeline: every recorded allocation and release; None for a measurement on CUDA.
@@ -202,9 +202,7 @@ def predicting(
         ValueError: an invalid target.
         PredictionError: shapes depend on data, or an operator has no fake implementation.
     """
-    if target is not None and not isinstance(target, Target) and target != "cpu":
-        raise ValueError(f'target must be a Target, "cpu" or None, got {target!r}')
-    on_cuda = None if target == "cpu" else target or Target()
+    on_cuda = cuda_target(target)
     with _ONE_AT_A_TIME, state_restored(), ExitStack() as stack:
         fake = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         trace = stack.enter_context(tracing(fake, on_cuda, limit, modules, home, kernels))
@@ -217,6 +215,17 @@ def predicting(
             trace.timeline.allocate(trace.target.workspace, "workspace", "fitted")
         with _explain_errors(trace):
             yield trace
+
+
+def cuda_target(target: Target | Literal["cpu"] | None) -> Target | None:
+    """Return the CUDA target of a prediction; None for ``"cpu"``.
+
+    Raises:
+        ValueError: an invalid target.
+    """
+    if target is not None and not isinstance(target, Target) and target != "cpu":
+        raise ValueError(f'target must be a Target, "cpu" or None, got {target!r}')
+    return None if target == "cpu" else target or Target()
 
 
 @contextmanager
@@ -233,7 +242,7 @@ def _with_line() -> Iterator[None]:
 
 @contextmanager
 def _explain_errors(trace: Trace) -> Iterator[None]:
-    """Explain an error raised in the block that the prediction causes or may cause."""
+    """If the prediction causes or may cause an error that the block raises, add an explanation to the error."""
     try:
         yield
     except _NEEDS_DATA as error:
@@ -297,9 +306,7 @@ def _follow(trace: Trace, build: Callable[[], State], step: Callable[[State], An
 
 def peak_of(timeline: Timeline, target: Target | None) -> Peak:
     """Return the peak of a timeline; with a target, simulate its allocator and decide whether the code fits."""
-    requests = (
-        timeline.events
-    )  # requested sizes, which `assign_blocks` below replaces by the sizes of the assigned blocks
+    requests = timeline.events  # with the requested sizes; `assign_blocks` below replaces them by those of the blocks
     card = CachingAllocator(target.room if target else None)
     if target and target.capacity:
         card.replay(requests)
@@ -333,12 +340,15 @@ def _needs(requests: list[Event], allocated: int, reserved: int, target: Target)
     The first probe is the memory of the card itself, so that the verdict about this card does not depend on the
     tolerance of the bisection.
     """
-    probe = target.capacity - target.beside if target.capacity else None
     low, high = allocated, reserved
+
+    def narrowed(middle: int) -> tuple[int, int]:
+        return (low, middle) if CachingAllocator(middle).replay(requests) else (middle, high)
+
+    if target.capacity and low < (room := target.capacity - target.beside) < high:
+        low, high = narrowed(room)
     while high - low > max(MIB, high // 100):
-        middle = probe if probe is not None and low < probe < high else (low + high) // 2
-        probe = None
-        low, high = (low, middle) if CachingAllocator(middle).replay(requests) else (middle, high)
+        low, high = narrowed((low + high) // 2)
     return high + target.beside
 
 

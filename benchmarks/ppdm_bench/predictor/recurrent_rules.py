@@ -174,24 +174,8 @@ def _layer(op: Any, mode: int) -> Callable[..., Any]:
         hidden, projected = (h.shape[2], 0) if c is None or c.shape[2] == h.shape[2] else (c.shape[2], h.shape[2])
         stride = len(weights) // (layers * (1 + bidirectional))
         lengths = [] if sizes is None else sizes.tolist()
-        output, h, c, *_ = FORWARD(
-            x,
-            weights,
-            stride,
-            None,
-            h,
-            c,
-            mode,
-            hidden,
-            projected,
-            layers,
-            batch_first,
-            dropout,
-            train,
-            bidirectional,
-            lengths,
-            None,
-        )
+        options = (mode, hidden, projected, layers, batch_first, dropout, train, bidirectional)
+        output, h, c, *_ = FORWARD(x, weights, stride, None, h, c, *options, lengths, None)
         return (output, h, c) if mode == LSTM else (output, h)
 
     return packed if op._overloadname == "data" else layer

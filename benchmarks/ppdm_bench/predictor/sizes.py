@@ -114,7 +114,7 @@ def _marked_method(name: str) -> Callable[..., Any]:
     def method(self: Any, *args: Any) -> Any:
         own, given = _without_mark(self), tuple(map(_without_mark, args))
         result = getattr(own, name)(*given)
-        if result is NotImplemented and type(own) is int:  # with a fraction
+        if result is NotImplemented and type(own) is int:  # the other operand is a float
             result = getattr(float(own), name, lambda *_: NotImplemented)(*given)
         return marked(result)
 
@@ -133,44 +133,24 @@ for _mark, _names in ((UnknownFloat, f"{_MARKED_OPERATIONS} floor trunc"), (Unkn
 def number_patches() -> Iterator[Any]:
     """Patches of functions of ``math`` that would remove the mark, and of NumPy that create arrays of a size."""
     for name in (
-        "sqrt",
-        "cbrt",
-        "exp",
-        "exp2",
-        "expm1",
-        "log",
-        "log2",
-        "log10",
-        "log1p",
-        "pow",
-        "fabs",
-        "fmod",
-        "fsum",
-        "hypot",
-        "copysign",
-        "isqrt",
-        "gcd",
-        "lcm",
-        "comb",
-        "perm",
-        "prod",
-        "dist",
+        *("sqrt", "cbrt", "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "pow", "fabs", "fmod", "fsum"),
+        *("hypot", "copysign", "isqrt", "gcd", "lcm", "comb", "perm", "prod", "dist"),
     ):
         if hasattr(math, name):
             yield mock.patch.object(math, name, _marking(getattr(math, name)))
     if numpy := sys.modules.get("numpy"):  # the package itself needs only PyTorch
         for name in ("array", "asarray"):
-            yield mock.patch.object(numpy, name, _marking_arrays(getattr(numpy, name)))
+            yield mock.patch.object(numpy, name, _marking(getattr(numpy, name), marked_array))
         for name in ("zeros", "ones", "empty", "full", "arange", "linspace", "eye", "tile", "repeat"):
             yield mock.patch.object(numpy, name, _checking_sizes(getattr(numpy, name)))
 
 
-def _marking(function: Callable[..., Any]) -> Callable[..., Any]:
+def _marking(function: Callable[..., Any], mark: Callable[[Any], Any] = marked) -> Callable[..., Any]:
     @wraps(function)
     def marking(*args: Any, **kwargs: Any) -> Any:
         if not _contains(args, _NUMBERS):
             return function(*args, **kwargs)
-        return marked(function(*_unmarked(args), **kwargs))
+        return mark(function(*_unmarked(args), **kwargs))
 
     return marking
 
@@ -183,19 +163,6 @@ def _checking_sizes(function: Callable[..., Any]) -> Callable[..., Any]:
         return function(*args, **kwargs)
 
     return made
-
-
-def _marking_arrays(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Create an array from numbers; an array of integers is marked if one of them is."""
-
-    @wraps(function)
-    def marking(*args: Any, **kwargs: Any) -> Any:
-        if not _contains(args, _NUMBERS):
-            return function(*args, **kwargs)
-        array = function(*_unmarked(args), **kwargs)
-        return marked_array(array) if array.dtype.kind in "iu" else array
-
-    return marking
 
 
 _COLLECTIONS: tuple[type[Iterable[Any]], ...] = (list, tuple, type({}.values()))
@@ -240,8 +207,8 @@ def _array_type() -> type:
 
 
 def marked_array(array: Any) -> Any:
-    """Return a NumPy array whose elements are marked when code reads them."""
-    return array.view(_array_type())
+    """Return a NumPy array of integers whose elements are marked when code reads them; other arrays unchanged."""
+    return array.view(_array_type()) if array.dtype.kind in "iu" else array
 
 
 # Functions that create, slice or reshape tensors, with the position of an argument that is not a size, if there is one.

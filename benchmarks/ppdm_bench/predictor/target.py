@@ -113,7 +113,7 @@ class Target:
 
     @property
     def knows_cudnn(self) -> bool:
-        """Whether the version of cuDNN is explicit or known for the release; else rules that use it are assumptions."""
+        """Whether the version of cuDNN is explicit or known for the release; if not, its rules are assumptions."""
         return self.cudnn is not None or self.release[:2] in _WHEEL_CUDNN
 
     @property

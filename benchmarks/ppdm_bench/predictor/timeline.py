@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Literal
 
 from ppdm_bench.predictor.allocator import CachingAllocator, Event, rounded
@@ -25,7 +26,7 @@ class Block:
         site: the module that allocated it, if modules are recorded.
         shape, dtype: shape and dtype of the first tensor that used the block.
         basis: ``assumed`` for a buffer of a rule that no published counter confirms for such a call.
-        counted: whether ``Timeline.alive`` includes it: it was known at the allocation to be on the target.
+        counted: whether ``Timeline.alive`` includes it, because its place was the target when it was allocated.
         line: the line of the user's code that was running, if lines are recorded.
     """
 
@@ -159,8 +160,7 @@ class Timeline:
 
     def peak_between(self, start: int, end: int | None) -> int:
         """Maximum of live bytes between two events, including those that are live before the first."""
-        live = list(self.live())
-        return max(live[max(start - 1, 0) : end], default=0)
+        return max(islice(self.live(), max(start - 1, 0), end), default=0)
 
     def alive_at(self, event: int) -> list[Block]:
         """Blocks that are live on the target after an event."""

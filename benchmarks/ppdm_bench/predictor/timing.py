@@ -148,17 +148,13 @@ class KernelTable:
     def of(cls, kernels: Iterable[KernelWork]) -> "KernelTable":
         """Count equal kernels."""
         counted = Counter(kernels)
-
-        def column(values: Iterable[float]) -> Tensor:
-            return torch.tensor(list(values), dtype=torch.float64)
-
         return cls(
             tuple(counted),
-            column(counted.values()),
-            column(k.flops for k in counted),
-            column(k.traffic for k in counted),
-            column(1 / max(k.columns, 1) + 1 / max(k.depth, 1) for k in counted),
-            column(k.launched for k in counted),
+            _column(counted.values()),
+            _column(k.flops for k in counted),
+            _column(k.traffic for k in counted),
+            _column(1 / max(k.columns, 1) + 1 / max(k.depth, 1) for k in counted),
+            _column(k.launched for k in counted),
         )
 
     def seconds(self, rates: Rates, constants: Constants) -> tuple[Tensor, Tensor, Tensor]:
@@ -170,13 +166,14 @@ class KernelTable:
             for kernel, kind in zip(self.kernels, kinds, strict=True)
         ]
         full, narrow = ([values[kind] for kind in kinds] for values in (constants.full, constants.narrow))
-        cost = self._column(full) + self._column(narrow) * self.narrowness
+        cost = _column(full) + _column(narrow) * self.narrowness
         slow = [constants.copy if kernel.kind == "copy" else constants.memory for kernel in self.kernels]
-        traffic = self.traffic * self._column(slow) / rates.bandwidth
-        return self.flops * cost * self._column(factor), traffic, self.launched * constants.launch
+        traffic = self.traffic * _column(slow) / rates.bandwidth
+        return self.flops * cost * _column(factor), traffic, self.launched * constants.launch
 
-    def _column(self, values: Iterable[float]) -> Tensor:
-        return torch.tensor(list(values), dtype=torch.float64)
+
+def _column(values: Iterable[float]) -> Tensor:
+    return torch.tensor(list(values), dtype=torch.float64)
 
 
 class Share(NamedTuple):
@@ -214,7 +211,8 @@ class Duration:
     def __str__(self) -> str:
         """Return the time as text."""
         low, high = self.interval
-        shares = ", ".join(f"{name} {part / self.seconds:.0%}" for name, part in self.parts.items())
+        total = self.seconds or 1.0  # without kernels, every share is 0
+        shares = ", ".join(f"{name} {part / total:.0%}" for name, part in self.parts.items())
         return f"predicted {self.seconds:.3g} s ({low:.3g} to {high:.3g}; {shares})"
 
     @classmethod

@@ -7,6 +7,7 @@ no reference to a tensor, and it undoes its changes to tensors and modules that 
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from functools import cache
 from threading import get_ident
 from typing import Any
@@ -36,7 +37,7 @@ from ppdm_bench.predictor.fake_op_cache import FakeOpCache
 from ppdm_bench.predictor.fake_storage import FakeStorages, fake_patches, run_as_cpu, run_fake, without_class
 from ppdm_bench.predictor.host_kernels import host_buffers
 from ppdm_bench.predictor.kernel_rules import CublasWorkspaces, kernel_buffers
-from ppdm_bench.predictor.kernels import KernelWork, at_site, kernels_of
+from ppdm_bench.predictor.kernels import KernelWork, kernels_of
 from ppdm_bench.predictor.known_values import KnownValues
 from ppdm_bench.predictor.modules import Modules, Site
 from ppdm_bench.predictor.operator_traits import tensors_in
@@ -76,7 +77,7 @@ def tracing(
             for patch in fake_patches(trace.fakes, trace.known_values):
                 trace.undo.enter_context(patch)
             trace.undo.enter_context(SizeGuard(trace.known_values.is_known))
-        trace.undo.callback(trace.stop)
+        trace.undo.callback(trace._watched.clear)
         with trace:
             yield trace
 
@@ -106,8 +107,8 @@ class Trace(TorchDispatchMode):
     ) -> None:
         super().__init__()
         self.kernels = kernels
-        self.prefetched = 0  # bytes of batches that the workers of a data loader may send ahead of use
-        self.waiting: list[tuple[int, int]] = []  # in a measurement: (event, bytes of such batches from then on)
+        self.prefetched = 0  # upper bound of the bytes of batches that the workers of a data loader prefetch
+        self.waiting: list[tuple[int, int]] = []  # in a measurement: (event, prefetched bytes from this event on)
         self.timeline = Timeline()
         self.home = home if target else "target"
         self.limit = limit
@@ -131,11 +132,7 @@ class Trace(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # else PyTorch wraps every call to disable the compiler, which takes 10 % of the time
-
-    def stop(self) -> None:
-        """Stop following storages."""
-        self._watched.clear()
+        return False  # True would make PyTorch disable the compiler around every call, which takes 10 % of the time
 
     # --- every operator
 
@@ -192,15 +189,11 @@ class Trace(TorchDispatchMode):
         backward: bool,
     ) -> None:
         """Record the results of an operator at a place, its temporary buffers, and the work of its kernels."""
-        # The code moves data to the target.
+        # Whether the code moves data from the host to the target.
         moved_to_target = self._placed == "target" and all(self.place(x) == "host" for x in seen)
-        kind = (
-            "workspace"
-            if self._in_optimizer
-            else "activations"
-            if backward or (seen and not moved_to_target)
-            else "inputs"
-        )
+        kind = "activations" if backward or (seen and not moved_to_target) else "inputs"
+        if self._in_optimizer:
+            kind = "workspace"
         results = tensors_in(out)
         for x in results:
             self._follow(x, kind, str(op), place)
@@ -212,7 +205,8 @@ class Trace(TorchDispatchMode):
             moments = self._apply_rules(op, args, out, backward)
             if self.kernels is not None:
                 site = self.timeline.sites[-1][1] if self._modules and self.timeline.sites else None
-                self.kernels.extend(at_site(kernels_of(op, args, kwargs, out, moments), site))
+                kernels = kernels_of(op, args, kwargs, out, moments)
+                self.kernels.extend(replace(kernel, site=site) for kernel in kernels)
 
     def _run_parts(self, op: HigherOrderOperator, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Run a higher-order operator, such as flex attention, by its uncompiled implementation."""
@@ -474,8 +468,7 @@ class Trace(TorchDispatchMode):
             return
         if x.grad is not None and self.fakes and not is_wrapper(x.grad) and self.fakes.is_real(x.grad):
             with self.inside_pytorch():
-                # Without another reference, so that it is freed when the code releases it.
-                x.grad = self.fakes.take(x.grad)
+                x.grad = self.fakes.take(x.grad)  # no other reference remains, so that the code can free it
         self._mark_gradient(x)
         self.undo.callback(x.register_post_accumulate_grad_hook(self._mark_gradient).remove)
 
@@ -573,5 +566,5 @@ def _storage(x: Tensor) -> torch.UntypedStorage | None:
 
 
 def _is_on_meta(x: Tensor) -> bool:
-    """Whether a tensor is on the meta device, which code uses on purpose to allocate no memory."""
+    """Whether a tensor is on the meta device, where tensors have no memory."""
     return (x.fake_device if isinstance(x, FakeTensor) else x.device).type == "meta"

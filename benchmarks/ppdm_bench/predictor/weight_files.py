@@ -101,7 +101,7 @@ class _SafeFile:
 
 
 class _Slice:
-    """A tensor in a file of which code reads a slice."""
+    """A tensor in a file; code reads slices of it."""
 
     def __init__(self, part: Any, read: Callable[..., Any]) -> None:
         self.get_shape, self.get_dtype = part.get_shape, part.get_dtype

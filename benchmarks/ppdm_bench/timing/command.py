@@ -79,6 +79,10 @@ class TimingPlan:
         own = task.configuration.resolve().sampling.steps
         return sorted({own if k is None else k for k in self.evaluations})
 
+    def doubt(self, task: TimingTask) -> str:
+        """Return why a task is predicted not to fit on the card; an empty text if it fits or there is no card."""
+        return "" if self.card is None else doubt(task.configuration, task.phase, self.card, self.timeout)
+
 
 def carry_out(
     plan: TimingPlan, progress: Callable[[TimingTask], None] = lambda _: None, known: Sequence[Record] = ()
@@ -95,11 +99,7 @@ def carry_out(
     for task in plan.tasks:
         progress(task)
         case = _case(plan, task)
-        yield sweep.settled(case) or sweep.measure(case, partial(_records, plan, task), _doubt(plan, task))
-
-
-def _doubt(plan: TimingPlan, task: TimingTask) -> str:
-    return "" if plan.card is None else doubt(task.configuration, task.phase, plan.card, plan.timeout)
+        yield sweep.settled(case) or sweep.measure(case, partial(_records, plan, task), plan.doubt(task))
 
 
 def _case(plan: TimingPlan, task: TimingTask) -> SweepCase:
@@ -193,23 +193,13 @@ def _skipped_and_estimated(
     points = {k: median(samples) for k, samples in times.items() if k is not None}
     slope, intercept = linear_regression(list(points), list(points.values()))
     about = {**common, "steps": evaluations}
-    why = f"a volume of {evaluations} evaluations cannot be repeated often enough within {plan.timeout:g} s"
-    line = intercept + slope * evaluations
+    why = (
+        f"a volume of {evaluations} evaluations cannot be repeated often enough within {plan.timeout:g} s; "
+        "set a longer --timeout"
+    )
+    longest = max(intercept + slope * evaluations, *points.values())
     how = f"not run: extrapolated linearly from the times of {', '.join(map(str, points))} evaluations"
     return [
-        Record(
-            metric=TIMES["sample"],
-            kind="measured",
-            status="skipped",
-            reason=f"{why}; set a longer --timeout",
-            **about,
-        ),
-        Record(
-            metric=ESTIMATE,
-            value=max(line, *points.values()),
-            stat="extrapolated",
-            kind="predicted",
-            reason=how,
-            **about,
-        ),
+        Record(metric=TIMES["sample"], kind="measured", status="skipped", reason=why, **about),
+        Record(metric=ESTIMATE, kind="predicted", value=longest, stat="extrapolated", reason=how, **about),
     ]

@@ -13,11 +13,9 @@ from ppdm.method import Method, sample
 from ppdm_bench.configuration import Configuration
 from ppdm_bench.environment import environment
 from ppdm_bench.isolation.runner import TimeIsUpError, time_limit
-from ppdm_bench.memory.feasibility import doubt
 from ppdm_bench.memory.workload import fault, workload
 from ppdm_bench.predictor.cards import Sheet
 from ppdm_bench.predictor.kernels import KernelWork
-from ppdm_bench.predictor.modules import Modules
 from ppdm_bench.predictor.target import Target
 from ppdm_bench.predictor.timing import LIMITS, RATIO, Duration, KernelTable, Rates, kernels_of_step
 from ppdm_bench.records import Record, config_id
@@ -33,20 +31,13 @@ def predicted_times(
     """
     for task in plan.tasks:
         progress(task)
-        short = "" if plan.card is None else doubt(task.configuration, task.phase, plan.card, plan.timeout)
-        yield _predict(plan, task, sheet, short)
+        yield _predict(plan, task, sheet)
 
 
-def step_duration(configuration: Configuration, sheet: Sheet, modules: Modules | None = None) -> Duration:
-    """Predict one training step."""
-    return _duration(step_kernels(configuration, sheet, modules), sheet)
-
-
-def step_kernels(configuration: Configuration, sheet: Sheet, modules: Modules | None = None) -> list[KernelWork]:
-    """Return the kernels of one training step of the diffusion stage, including the creation of its batch."""
-    size = (configuration.shape, configuration.batch_size)
-    work = workload(configuration.resolve(), "train", *size, "cuda")
-    return kernels_of_step(work.build, work.step, _target(sheet), work.iterations, modules)
+def step_duration(configuration: Configuration, sheet: Sheet) -> Duration:
+    """Predict one training step of the diffusion stage, including the creation of its batch."""
+    work = workload(configuration.resolve(), "train", configuration.shape, configuration.batch_size, "cuda")
+    return _duration(kernels_of_step(work.build, work.step, _target(sheet), work.iterations), sheet)
 
 
 def volume_durations(configuration: Configuration, sheet: Sheet, counts: Sequence[int]) -> dict[int, Duration]:
@@ -84,7 +75,7 @@ def _target(sheet: Sheet) -> Target:
     return Target(compute_capability=sheet.compute_capability, gpu=sheet.name)
 
 
-def _predict(plan: TimingPlan, task: TimingTask, sheet: Sheet, short: str) -> list[Record]:
+def _predict(plan: TimingPlan, task: TimingTask, sheet: Sheet) -> list[Record]:
     configuration, counts = task.configuration, plan.counts(task)
     described = configuration.describe()
     common: dict[str, Any] = {
@@ -98,7 +89,7 @@ def _predict(plan: TimingPlan, task: TimingTask, sheet: Sheet, short: str) -> li
         "kind": "predicted",
         "env": environment() | {"target_gpu": sheet.name},
     }
-    if short:
+    if short := plan.doubt(task):
         about: list[dict[str, Any]] = [{"steps": k} for k in counts or (None,)]
         return [Record(metric=TIMES[task.phase], status="skipped", reason=short, **one, **common) for one in about]
     return time_records(configuration, sheet, counts, plan.timeout, common)

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from ppdm_bench.predictor.cards import find_sheet
-from ppdm_bench.predictor.kernels import KernelWork
 from ppdm_bench.predictor.target import Target
 from ppdm_bench.predictor.timing import FITTED, Constants, Duration, KernelTable, Rates, kernels_of_step
 from ppdm_bench.records import Record, RecordFile
@@ -89,32 +88,21 @@ class PublishedKernels:
 
     def parts(self, record: Record) -> Iterator[tuple[int, KernelTable]]:
         """Yield the number of iterations of each kind in a published value, and the kernels of one iteration."""
-        target, work = target_of(record), record.options["work"]
-        for what, count in work.items():
-            yield count, self._table(self._options(record), what, target)
+        target, size = target_of(record), {"shape": list(record.shape), "batch": record.batch_size}
+        options = record.options | size | {"precision": record.precision}
+        for what, count in record.options["work"].items():
+            yield count, self._table(options, what, target)
 
     def predict(self, record: Record, constants: Constants = FITTED) -> Duration:
         """Predict a published timing."""
         rates = Rates.of(find_sheet(str(record.env["gpu"])), record.precision != "fp32")
         return Duration.combined((count, Duration.of(table, rates, constants)) for count, table in self.parts(record))
 
-    def _options(self, record: Record) -> Mapping[str, Any]:
-        size = {"shape": list(record.shape), "batch": record.batch_size, "precision": record.precision}
-        return record.options | size
-
     def _table(self, options: Mapping[str, Any], what: str, target: Target) -> KernelTable:
         used = {name: value for name, value in options.items() if name not in (*_IGNORED, "work")}
-        # The rules of temporary copies depend on these.
-        place = [
-            target.compute_capability >= (8, 0),
-            target.allows_tf32,
-        ]
-        key = json.dumps([used, what, place], sort_keys=True)
+        rules = [target.compute_capability >= (8, 0), target.allows_tf32]  # they decide about temporary copies
+        key = json.dumps([used, what, rules], sort_keys=True)
         if key not in self._tables:
-            self._tables[key] = KernelTable.of(_kernels(options, what, target))
+            build, step = RUNS[options["run"]](options, what)
+            self._tables[key] = KernelTable.of(kernels_of_step(build, step, target))
         return self._tables[key]
-
-
-def _kernels(options: Mapping[str, Any], what: str, target: Target) -> list[KernelWork]:
-    build, step = RUNS[options["run"]](options, what)
-    return kernels_of_step(build, step, target)

@@ -18,6 +18,8 @@ Options = Mapping[str, Any]
 Step = Callable[[Any], Any]
 Run = tuple[Callable[[], Any], Step]  # `build` and `step` as for `predict_peak`
 
+_PLAN = ("in_channels", "classes", "strides", "kernels")  # options of a network planned by nnU-Net
+
 
 class PlannedUNet(nn.Module):
     """A plain U-Net like nnU-Net's: two convolutions per stage, strided in the encoder, transposed in the decoder.
@@ -105,15 +107,8 @@ def _nnunet(options: Options, what: str) -> Run:
     size, batch = options["shape"], options["batch"]
 
     def build() -> Any:
-        network = PlannedUNet(
-            options["in_channels"],
-            options["classes"],
-            options["strides"],
-            options["kernels"],
-            bias=True,
-            heads=True,
-            norm=lambda c: nn.InstanceNorm3d(c, affine=True),
-        ).to(DEVICE)
+        plan = [options[name] for name in _PLAN]
+        network = PlannedUNet(*plan, bias=True, heads=True, norm=lambda c: nn.InstanceNorm3d(c, affine=True)).to(DEVICE)
         x = torch.rand(batch, options["in_channels"], *size, device=DEVICE)
         sizes = [list(size)]
         for stride in options["strides"][:-1]:
@@ -163,7 +158,7 @@ def _nvidia(options: Options, what: str) -> Run:
         return nn.BatchNorm3d(channels) if options.get("fused_norm") else nn.InstanceNorm3d(channels, affine=True)
 
     def build() -> Any:
-        plan = [options[name] for name in ("in_channels", "classes", "strides", "kernels")]
+        plan = [options[name] for name in _PLAN]
         network = PlannedUNet(*plan, bias=False, heads=False, norm=norm).to(DEVICE)
         if last:
             network.to(memory_format=layout)  # type: ignore[call-overload]

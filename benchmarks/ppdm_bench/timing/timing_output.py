@@ -5,13 +5,13 @@ from pathlib import Path
 
 from ppdm_bench.commands.terminal import OverallProgress, progress
 from ppdm_bench.isolation.sweep import RECORDS, Ledger
+from ppdm_bench.memory.memory_output import task_text
 from ppdm_bench.records import Record
 from ppdm_bench.report.figures.step_time import speed_figure
 from ppdm_bench.report.figures.style import save
 from ppdm_bench.report.tables.speed import speed_page
 from ppdm_bench.timing.command import TIMES, TimingPlan, TimingTask, carry_out
 from ppdm_bench.timing.prediction import predicted_times
-from ppdm_bench.units import shape_text
 
 
 def collect(plan: TimingPlan, folder: Path) -> list[Record]:
@@ -51,9 +51,4 @@ def failures(records: Sequence[Record]) -> list[str]:
     """Return one sentence for each failed task; running out of memory and skipped tasks are not failures."""
     failed = [record for record in records if record.status not in ("ok", "oom", "skipped")]
     several = len({record.shape for record in records}) > 1
-    return list(dict.fromkeys(f"{_name(record, several)}: {record.reason}" for record in failed))
-
-
-def _name(record: Record, sized: bool) -> str:
-    size = shape_text(record.shape) if sized else ""
-    return " ".join(filter(None, (record.method, record.variant, size, record.phase)))
+    return list(dict.fromkeys(f"{task_text(record, several)}: {record.reason}" for record in failed))

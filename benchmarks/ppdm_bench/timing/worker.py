@@ -17,7 +17,7 @@ from ppdm_bench.environment import environment
 from ppdm_bench.isolation.child import failure, serve
 from ppdm_bench.memory.nvml import sampled_process
 from ppdm_bench.memory.workload import fault
-from ppdm_bench.timing.arithmetic import Ceiling, ceiling, step_flops, volume_flops
+from ppdm_bench.timing.arithmetic import ceiling, step_flops, volume_flops
 from ppdm_bench.timing.clock import FIRST, LEAST, Protocol, Stopwatch, Work, clock_of
 
 # Fraction of the time limit for timing; the rest is for importing PyTorch, measuring the ceiling and counting FLOPs.
@@ -49,8 +49,9 @@ def _measure(request: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         process = stack.enter_context(sampled_process(interval=1.0)) if device == "cuda" else None
         best = ceiling(method.network.precision, device, watch.clock)
         if request["phase"] == "train":
-            first, times = _time_step(watch, _training(method, *size, device))
-            metrics: dict[str, Any] = {"step_seconds": times}
+            step = _training(method, *size, device)
+            first = watch.warm_up(step)[0]
+            metrics: dict[str, Any] = {"step_seconds": watch.repeat(step)}
             flops, notes = _counted("step_flops", lambda: step_flops(method, *size))
         else:
             first, by_count = time_volumes(watch, _sampling(method, *size, device), counts)
@@ -59,7 +60,7 @@ def _measure(request: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         if process:
             process.sample()
             notes += process.other_processes()
-    return metrics | {FIRST: first} | flops | _described(best), notes
+    return metrics | {FIRST: first, "matmul": {"rates": best.rates, "what": best.what}} | flops, notes
 
 
 def _training(method: Method, shape: tuple[int, int, int], batch_size: int, device: str) -> Work:
@@ -79,12 +80,6 @@ def _sampling(method: Method, shape: tuple[int, int, int], batch_size: int, devi
         return lambda: sample(changed, network, source)
 
     return work
-
-
-def _time_step(watch: Stopwatch, step: Work) -> tuple[float, list[float]]:
-    """Return the time of the first step and the times of the steps after the warm-up."""
-    first = watch.warm_up(step)[0]
-    return first, watch.repeat(step)
 
 
 def time_volumes(
@@ -121,10 +116,6 @@ def _counted(name: str, count: Callable[[], Any]) -> tuple[dict[str, Any], list[
         return {name: count()}, []
     except Exception as error:
         return {}, [f"FLOPs could not be counted: {fault(error)}"]
-
-
-def _described(best: Ceiling) -> dict[str, Any]:
-    return {"matmul": {"rates": best.rates, "what": best.what}}
 
 
 if __name__ == "__main__":

@@ -121,7 +121,7 @@ def test_invariants_hold_after_every_event(events: list[tuple[int, int]]) -> Non
         assert allocator.reserved >= sum(live.values())
         assert {name: block.size >= live[name] for name, block in allocator._used.items()} == dict.fromkeys(live, True)
         in_use = sum(block.size for block in allocator._used.values())
-        idle = sum(block.size for blocks in allocator._free_blocks.values() for _, block in blocks)
+        idle = sum(block.size for blocks in allocator._free_blocks.values() for block in blocks)
         assert in_use + idle == allocator.reserved  # no byte is in two blocks, and none is lost
         peaks.append(allocator.peak_reserved)
     assert all(a <= b for a, b in pairwise(peaks))

@@ -25,12 +25,21 @@ def train(net, best):
 def other(value):
     if value:
         value = net.loss().item()
+
+
+def nested(net):
+    value = net.loss().item()
+    while net.grown():
+        if value > 1:
+            break
+    if value > 2:
+        net.stop()
 """
 
 
 @pytest.mark.parametrize(
     ("line", "branch"),
-    [(4, 6), (5, None), (6, 6), (10, 9), (13, 13), (14, 15), (15, 15), (20, 19), (3, None)],
+    [(4, 6), (5, None), (6, 6), (10, 9), (13, 13), (14, 15), (15, 15), (20, 19), (3, None), (24, 26)],
 )
 def test_the_branch_that_a_line_decides_is_found(tmp_path: Path, line: int, branch: int | None) -> None:
     (tmp_path / "train.py").write_text(TEXT)

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.cuda.comm
@@ -149,6 +150,36 @@ def test_a_default_tensor_type_also_sets_the_dtype() -> None:
 
     predict_peak(lambda: None, step, 1, HOPPER)
     assert torch.get_default_dtype() is torch.float32
+
+
+def test_a_legacy_tensor_type_accepts_a_size_or_values() -> None:
+    given = [(2, 3), (torch.Size([2, 3]),), ([[1.0] * 3] * 2,), (np.zeros((2, 3)),), (torch.zeros(2, 3),)]
+
+    def step(_: None) -> None:
+        for each in given:
+            x = torch.cuda.FloatTensor(*each)
+            assert (x.shape, x.dtype, x.device.type) == ((2, 3), torch.float32, "cuda")
+        assert torch.cuda.LongTensor(np.int64(5)).shape == torch.cuda.LongTensor(5).shape == (5,)
+
+    predict_peak(lambda: None, step, 1, HOPPER)
+
+
+def test_a_peak_can_be_reset_and_read_under_the_names_of_both_modules() -> None:
+    def step(_: None) -> None:
+        torch.zeros(1024, device="cuda")
+        assert torch.cuda.max_memory_allocated() == torch.accelerator.max_memory_allocated() == 4096
+        torch.accelerator.reset_peak_memory_stats()
+        assert torch.cuda.max_memory_allocated() == torch.accelerator.max_memory_allocated() == 0
+
+    predict_peak(lambda: None, step, 1, HOPPER)
+
+
+def test_a_device_or_stream_can_be_selected_by_the_name_of_the_argument() -> None:
+    def step(_: None) -> None:
+        with torch.cuda.device(device=0) as selected, torch.cuda.stream(stream=torch.cuda.Stream()) as used:
+            assert (selected, used) == (None, None)
+
+    predict_peak(lambda: None, step, 1, HOPPER)
 
 
 def test_functions_that_scripts_call_at_their_start_work_or_are_refused() -> None:

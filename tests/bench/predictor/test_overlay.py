@@ -65,6 +65,25 @@ def test_a_removed_or_renamed_file_is_gone_only_for_the_process(overlay: Overlay
     assert content(home) == before
 
 
+def test_paths_can_be_given_by_the_names_of_the_real_arguments(overlay: Overlay, home: Path) -> None:
+    before = content(home)
+    overlay.rename(src=home / "old.txt", dst=home / "new.txt")
+    overlay.link(src=home / "new.txt", dst=home / "link.txt")
+    assert read(overlay, home / "link.txt") == "old"
+    redirected = overlay._redirecting(os.stat, 0, "path", overlay.read_path)
+    assert redirected(path=home / "new.txt").st_size == redirected(home / "new.txt").st_size == 3
+    assert content(home) == before
+
+
+def test_a_file_that_is_moved_to_a_temporary_folder_is_gone_for_the_process(overlay: Overlay, home: Path) -> None:
+    temporary = Path(overlay.root).with_name("tmp")
+    temporary.mkdir()
+    overlay.rename(home / "old.txt", temporary / "old.txt")
+    assert (temporary / "old.txt").read_text() == "old"
+    assert overlay.listdir(home) == ["data"]
+    assert (home / "old.txt").exists()
+
+
 def test_errors_are_those_of_the_real_functions(overlay: Overlay, home: Path) -> None:
     with pytest.raises(FileNotFoundError):
         write(overlay, home / "nowhere" / "log.txt", "x")

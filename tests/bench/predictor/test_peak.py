@@ -385,6 +385,20 @@ def test_code_needs_less_than_the_reserved_memory_if_free_segments_can_be_return
     assert at_the_need.fits is True
 
 
+def test_the_verdict_is_exact_if_allocated_and_reserved_memory_are_nearly_equal() -> None:
+    """The small block reserves 2 MiB, which the allocator returns for the large one; 2 MiB are less than 1 %."""
+
+    def step(_: None) -> None:
+        torch.empty(MIB // 2, dtype=torch.uint8)
+        torch.empty(300 * MIB, dtype=torch.uint8)
+
+    for capacity, fits in ((301 * MIB, True), (300 * MIB - 512, False)):
+        target = Target(torch="2.10.0", capacity=capacity + MARGIN + MIB, context=MIB)
+        peak = predict_peak(lambda: None, step, iterations=1, target=target)
+        assert (peak.peak_allocated, peak.peak_reserved) == (300 * MIB, 302 * MIB)
+        assert peak.fits is fits
+
+
 def test_a_peak_is_printed_as_text() -> None:
     target = Target(torch="2.10.0", capacity=2 * GIB)
     text = str(predict_peak(lambda: None, lambda _: torch.empty(GIB, dtype=torch.uint8), target=target))

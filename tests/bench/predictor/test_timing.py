@@ -46,6 +46,14 @@ def test_a_matrix_product_and_attention_have_the_operations_of_their_formulas() 
     assert attention.flops == 2 * 2 * (2 * 16 * 16 * 8)
 
 
+def test_attention_in_half_precision_is_computed_in_half_precision_in_both_passes() -> None:
+    q = torch.randn(1, 2, 16, 8, dtype=torch.bfloat16, requires_grad=True)
+    step = lambda q: nn.functional.scaled_dot_product_attention(q, q, q).sum().backward()  # noqa: E731
+    found = [k for k in kernels(step, q, target=Target(compute_capability=(8, 0))) if k.kind == "attention"]
+    assert [k.operator.endswith("backward") for k in found] == [False, True]
+    assert [k.dtype for k in found] == ["half", "half"]
+
+
 def test_views_and_empty_tensors_are_no_kernels_and_expanded_tensors_are_read_once() -> None:
     x = torch.randn(4, 6)
     assert kernels(lambda x: x.view(24)[2:].unsqueeze(0).expand(9, 22), x) == []
@@ -166,6 +174,8 @@ def test_zero_iterations_are_refused() -> None:
 
 def test_a_step_without_operations_has_no_kernels() -> None:
     assert kernels(lambda x: None, torch.randn(3)) == []
+    duration = predict_time(lambda: None, lambda _: None, A100)
+    assert str(duration) == "predicted 0 s (0 to 0; arithmetic 0%, bandwidth 0%, launches 0%)"
 
 
 @pytest.mark.parametrize("sheet", SHEETS, ids=lambda sheet: sheet.name)

@@ -16,7 +16,7 @@ def decided_by(line: Line) -> Line | None:
     tree = _tree(line.file)
     if tree is None:
         return None
-    conditions = list(_conditions(tree))
+    conditions = sorted(_conditions(tree), key=lambda test: test.lineno)
     for test in conditions:
         if test.lineno <= line.number <= (test.end_lineno or test.lineno):
             return Line(line.file, test.lineno)

@@ -14,7 +14,7 @@ import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from functools import wraps
+from functools import partial, wraps
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
@@ -30,7 +30,6 @@ _CHANGES = ("truncate", "chmod", "chown", "utime", "setxattr", "removexattr")
 _READS = ("stat", "lstat", "access", "listdir", "readlink", "chdir", "getxattr", "listxattr", "statvfs")
 
 _real = {name: getattr(os, name) for name in dir(os) if callable(getattr(os, name))}
-_real_path = {name: getattr(os.path, name) for name in ("abspath", "join", "dirname")}
 _open = builtins.open
 
 
@@ -67,7 +66,7 @@ class Overlay:
         return self.root + place
 
     def read_path(self, place: str) -> str:
-        """Return the path to read a file from: in the overlay if it was written or removed, else the real one."""
+        """Return the path to read a file from: in the overlay if it was written or removed; otherwise the real one."""
         above = self.above(place)
         if _exists(above):
             return above
@@ -161,35 +160,26 @@ class Overlay:
             _real["rmdir" if _is_folder(above) else "remove"](above)
         self._removed.add(place)
 
-    def rename(self, source: Any, target: Any, **folders: Any) -> None:
+    def rename(self, src: Any, dst: Any, **folders: Any) -> None:
         """``os.rename`` and ``os.replace``."""
-        source_place, target_place = (
-            self.place(source, folders.get("src_dir_fd")),
-            self.place(target, folders.get("dst_dir_fd")),
-        )
-        if source_place is None or target_place is None:
-            _real["replace"](
-                source if source_place is None else self.write_path(source_place, copied=True),
-                target if target_place is None else (self.write_path(target_place, copied=False)),
-                **folders if source_place is None and target_place is None else {},
-            )
+        source, target = self.place(src, folders.get("src_dir_fd")), self.place(dst, folders.get("dst_dir_fd"))
+        if source is None and target is None:
+            _real["replace"](src, dst, **folders)
             return
-        if not _exists(self.read_path(source_place)):
-            raise FileNotFoundError(2, "No such file or directory", str(source))
-        moved, to = self.write_path(source_place, copied=True), self.write_path(target_place, copied=False)
-        _real["replace"](moved, to)
-        self._removed.add(source_place)
+        if source is not None and not _exists(self.read_path(source)):
+            raise FileNotFoundError(2, "No such file or directory", str(src))
+        moved = src if source is None else self.write_path(source, copied=True)
+        _real["replace"](moved, dst if target is None else self.write_path(target, copied=False))
+        if source is not None:
+            self._removed.add(source)
 
-    def link(self, source: Any, target: Any, *args: Any, **kwargs: Any) -> None:
+    def link(self, src: Any, dst: Any, *args: Any, **kwargs: Any) -> None:
         """``os.symlink`` and ``os.link``: create a symbolic link in the overlay to the file that the program sees."""
-        source_place, target_place = self.place(source), self.place(target)
-        if target_place is None:
-            _real["symlink"](source, target)
+        source, target = self.place(src), self.place(dst)
+        if target is None:
+            _real["symlink"](src, dst)
         else:
-            _real["symlink"](
-                source if source_place is None else self.read_path(source_place),
-                self.write_path(target_place, copied=False),
-            )
+            _real["symlink"](src if source is None else self.read_path(source), self.write_path(target, copied=False))
 
     def scandir(self, path: Any = ".") -> Any:
         """``os.scandir``."""
@@ -227,6 +217,7 @@ class Overlay:
 
     def enter(self) -> None:
         """Replace Python's functions until the process ends."""
+        changed, replaced = (partial(self.write_path, copied=copied) for copied in (True, False))
         builtins.open = io.open = tarfile.bltn_open = self.open  # type: ignore[attr-defined]
         replacements: dict[str, Callable[..., Any]] = {
             "open": self.open_descriptor,
@@ -234,8 +225,8 @@ class Overlay:
             **dict.fromkeys(("remove", "unlink", "rmdir"), self.remove),
             **dict.fromkeys(("rename", "replace"), self.rename),
             **dict.fromkeys(("symlink", "link"), self.link),
-            **{name: self._redirected_write(name) for name in _CHANGES if name in _real},
-            **{name: self._redirected_read(name) for name in _READS if name in _real},
+            **{name: self._redirecting(_real[name], 0, "path", changed) for name in _CHANGES if name in _real},
+            **{name: self._redirecting(_real[name], 0, "path", self.read_path) for name in _READS if name in _real},
             "listdir": self.listdir,
             "scandir": self.scandir,
             "getcwd": self.getcwd,
@@ -246,41 +237,31 @@ class Overlay:
                     supported.add(function)
             setattr(os, name, function)
         shutil._use_fd_functions = False  # type: ignore[attr-defined]
-        torch.save = self._redirecting(torch.save, 1, self._save_path)
-        torch.load = self._redirecting(torch.load, 0, self._load_path)
-        torch.jit.save = self._redirecting(torch.jit.save, 1, self._save_path)
+        torch.save = self._redirecting(torch.save, 1, "f", replaced)
+        torch.load = self._redirecting(torch.load, 0, "f", self.read_path)
+        torch.jit.save = self._redirecting(torch.jit.save, 1, "f", replaced)
         with suppress(ImportError):
             files: Any = import_module("safetensors.torch")
-            files.serialize_file = self._redirecting(files.serialize_file, 1, self._save_path)
+            files.serialize_file = self._redirecting(files.serialize_file, 1, "filename", replaced)
         if sys.platform == "linux":
             _allow_writes_below(os.path.dirname(self.root), "/dev", "/proc")
 
-    def _redirected_write(self, name: str) -> Callable[..., Any]:
-        return self._redirecting(_real[name], 0, lambda place: self.write_path(place, copied=True))
-
-    def _redirected_read(self, name: str) -> Callable[..., Any]:
-        return self._redirecting(_real[name], 0, self.read_path)
-
-    def _save_path(self, place: str) -> str:
-        return self.write_path(place, copied=False)
-
-    def _load_path(self, place: str) -> str:
-        return self.read_path(place)
-
     def _redirecting(
-        self, function: Callable[..., Any], position: int, redirect: Callable[[str], str]
+        self, function: Callable[..., Any], position: int, name: str, redirect: Callable[[str], str]
     ) -> Callable[..., Any]:
-        """Wrap a function: redirect its argument at a position if it is a path, and pass other values unchanged."""
+        """Wrap a function: redirect the argument with this position and name if it is a path; keep other values."""
 
         @wraps(function)
         def redirected(*args: Any, **kwargs: Any) -> Any:
-            path = args[position] if position < len(args) else None
+            path = args[position] if position < len(args) else kwargs.get(name)
             is_path = isinstance(path, str | bytes | os.PathLike)
             place = self.place(path, kwargs.get("dir_fd")) if is_path else None
-            if place is not None:
-                args = (*args[:position], redirect(place), *args[position + 1 :])
-                kwargs.pop("dir_fd", None)
-            return function(*args, **kwargs)
+            if place is None:
+                return function(*args, **kwargs)
+            kwargs.pop("dir_fd", None)
+            if name in kwargs:
+                return function(*args, **kwargs | {name: redirect(place)})
+            return function(*args[:position], redirect(place), *args[position + 1 :], **kwargs)
 
         return redirected
 

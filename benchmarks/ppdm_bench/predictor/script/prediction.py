@@ -20,7 +20,7 @@ from typing import Any, Literal
 from ppdm_bench.predictor.known_values import PLACEHOLDERS
 from ppdm_bench.predictor.lines import Line
 from ppdm_bench.predictor.modules import Site
-from ppdm_bench.predictor.peak import Peak, peak_of
+from ppdm_bench.predictor.peak import Peak, cuda_target, peak_of
 from ppdm_bench.predictor.script.branches import decided_by
 from ppdm_bench.predictor.script.child import ANSWER, FILES, OUTPUT, REQUEST, STEPS, TEMPORARY, RunReport
 from ppdm_bench.predictor.script.invocation import Invocation, read_command
@@ -48,12 +48,8 @@ class ScriptError(RuntimeError):
 
     def __init__(self, reason: str, steps: int = 0, output: str = "") -> None:
         last = [line for line in output.splitlines() if line.strip() and not line.startswith(_CRASH)][-LAST_LINES:]
-        shown_output = (
-            "\n".join(["The last lines of its output:", *(f"  {line}" for line in last)])
-            if last
-            else "It printed nothing."
-        )
-        super().__init__(f"{reason}\n{shown_output}")
+        shown = ["The last lines of its output:", *(f"  {line}" for line in last)] if last else ["It printed nothing."]
+        super().__init__("\n".join([reason, *shown]))
         self.steps, self.output = steps, output
 
 
@@ -113,8 +109,8 @@ class ScriptPrediction:
         growth: lines whose blocks accumulate in every step, fastest growth first; empty with fewer than three steps.
         holders: the ten largest blocks at the peak.
         made_up: lines that read values that depend on data, for which a prediction uses placeholders.
-        prefetched: on the CPU, upper bound in bytes of the batches that workers of data loaders may send ahead of use;
-            the peak does not include them. In a measurement, bytes by which such batches raised the peak.
+        prefetched: on the CPU, upper bound in bytes of the batches that workers of data loaders prefetch; the peak does
+            not include them. In a measurement, bytes by which such batches raised the peak.
         target: the target; None for the CPU.
         torch: version of PyTorch that ran the program.
         seconds: duration of the prediction.
@@ -161,26 +157,16 @@ def predict_script(
         ValueError: a command that cannot be started, fewer than one step, or an invalid target.
         ScriptError: the program failed or took no step; the message contains the last lines of its output.
     """
-    if target is not None and not isinstance(target, Target) and target != "cpu":
-        raise ValueError(f'target must be a Target, "cpu" or None, got {target!r}')
-    return _follow(command, steps, target, keep_files, timeout)
+    return _follow(command, steps, cuda_target(target), keep_files, timeout)
 
 
-def measure_script(
-    command: Sequence[str], steps: int = 3, keep_files: bool = False, timeout: float = 600
-) -> ScriptPrediction:
+def measure_script(command: Sequence[str], steps: int = 3, timeout: float = 600) -> ScriptPrediction:
     """Run a training command on real tensors on the CPU and measure its peak; arguments as for `predict_script`."""
-    return _follow(command, steps, "cpu", keep_files, timeout, measured=True)
+    return _follow(command, steps, None, False, timeout, measured=True)
 
 
 def _follow(
-    command: Sequence[str],
-    steps: int,
-    target: Target | Literal["cpu"] | None,
-    keep_files: bool,
-    timeout: float,
-    *,
-    measured: bool = False,
+    command: Sequence[str], steps: int, target: Target | None, keep_files: bool, timeout: float, measured: bool = False
 ) -> ScriptPrediction:
     if steps < 1:
         raise ValueError(f"a prediction of a script needs at least one optimizer step, got {steps}")
@@ -188,7 +174,7 @@ def _follow(
     request: dict[str, Any] = {
         "parent": os.getpid(),
         "steps": steps,
-        "target": asdict(target) if isinstance(target, Target) else target,
+        "target": asdict(target) if target else "cpu",
         "measured": measured,
         "keep_files": keep_files,
         **{name: getattr(invocation, name) for name in ("kind", "program", "arguments")},
@@ -206,12 +192,11 @@ def _follow(
     if report is None:
         raise ScriptError(_no_report(code, taken, invocation, timeout), taken, output)
     _raise_if_failed(report, timeout, output)
-    on = None if target == "cpu" else target or Target()
-    on = on and replace(on, torch=on.torch or report.torch)
+    target = target and replace(target, torch=target.torch or report.torch)
     report.notes = tuple(filter(None, (note, *report.notes)))
     if report.outcome != "steps":
         report.notes += (_fewer_steps(report, steps, timeout),)
-    return _prediction(tuple(command), report, on, time.monotonic() - began, output)
+    return _prediction(tuple(command), report, target, time.monotonic() - began, output)
 
 
 # --- the child
