@@ -2,9 +2,10 @@
 
 During a prediction, a tensor counts as on the target unless the code puts it on the host explicitly (``.cpu()``,
 ``.to("cpu")``, ``device="cpu"``). This suits most code: it names no device, or one device for all its tensors. Moving a
-tensor to the target when it is already there is not a copy, as on a machine with CUDA. Only data that existed before
-the prediction, such as volumes of a data set, has an unknown place. If the code moves such data to the target, then the
-data and everything computed only from it before the move count as on the host.
+tensor to the target when it is already there is not a copy, as on a machine with CUDA. Only data that PyTorch did not
+create during the prediction has an unknown place: tensors that existed before, such as volumes of a data set, and
+tensors made from NumPy arrays or numbers. If the code moves such data to the target, then the data and everything
+computed only from it before the move count as on the host.
 
 In fact, every tensor is on the CPU, because fake CUDA tensors need a PyTorch build with CUDA.
 """
@@ -12,7 +13,7 @@ In fact, every tensor is on the CPU, because fake CUDA tensors need a PyTorch bu
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import torch
@@ -29,6 +30,7 @@ from ppdm_bench.predictor.fake_cuda import TensorType, driver_patches, tensor_ty
 from ppdm_bench.predictor.kernel_rules import attention_backend
 from ppdm_bench.predictor.sizes import PredictionError
 from ppdm_bench.predictor.target import Target
+from ppdm_bench.predictor.timeline import Place
 from ppdm_bench.predictor.trace import Trace, is_wrapper, plain
 
 CUDA = torch.device("cuda", 0)
@@ -135,6 +137,8 @@ class _Devices(TorchFunctionMode):
             return function(*args, **kwargs)
         if named is None and kwargs.get("pin_memory"):
             named = CPU
+        if named is not None and named.type == "cuda" and function in _FROM_DATA and args:
+            return self._from_data(function, args[0], named, kwargs)
         if named is not None:
             with self.trace.placing("host" if named.type == "cpu" else "target"):
                 return function(*args, **kwargs | {"device": CPU})
@@ -174,28 +178,54 @@ class _Devices(TorchFunctionMode):
                 self.trace.moved(x, "host")  # the move also converts it, so only the result is on the target
             with self.trace.placing("host" if named.type == "cpu" else "target"):
                 return x.to(kwargs["dtype"])
-        moved = x if named is None else self._move(x, named)
+        look = {name: kwargs[name] for name in ("dtype", "non_blocking", "memory_format") if kwargs.get(name)}
+        moved = x if named is None else self._move(x, named, **look)
         conversion = {k: v for k, v in kwargs.items() if k != "non_blocking" and v not in (None, False)}
-        if not conversion:
-            return moved
         if moved is not x:
             conversion.pop("copy", None)
-        converted: Tensor = moved.to(**conversion)
+        converted: Tensor = moved.to(**conversion) if conversion else moved
         return converted
 
-    def type(self, x: Tensor, kind: Any = None, *_: Any, **__: Any) -> Any:
+    def type(self, x: Tensor, kind: Any = None, non_blocking: bool = False, **_: Any) -> Any:
         """``x.type(...)``, which also accepts tensor types of CUDA."""
         named: Any = tensor_type(kind)
-        return self.to(x, "cuda", named.dtype) if isinstance(named, TensorType) else x.type(kind)
+        return self.to(x, "cuda", named.dtype, non_blocking) if isinstance(named, TensorType) else x.type(kind)
 
-    def cuda(self, x: Tensor, device: Any = None, *_: Any, **__: Any) -> Tensor:
+    def cuda(self, x: Tensor, device: Any = None, non_blocking: bool = False, **look: Any) -> Tensor:
         """``x.cuda(...)``."""
         _as_device(device)
-        return self._move(x, CUDA)
+        return self._move(x, CUDA, non_blocking=non_blocking, **look)
 
-    def cpu(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
+    def cpu(self, x: Tensor, **look: Any) -> Tensor:
         """``x.cpu()``."""
-        return self._move(x, CPU)
+        return self._move(x, CPU, **look)
+
+    def copy(self, x: Tensor, other: Tensor, non_blocking: bool = False) -> Tensor:
+        """``x.copy_(other)``."""
+        places = {self._device(x).type, self._device(other).type}
+        if places == {"cpu", "cuda"} and not is_wrapper(x) and not is_wrapper(other):
+            return self._transfer(x, other, non_blocking)
+        return x.copy_(other, non_blocking)
+
+    def new_tensor(self, x: Tensor, data: Any, dtype: Any = None, device: Any = None, **options: Any) -> Tensor:
+        """``x.new_tensor(data)``."""
+        place = self._device(x) if device is None else device
+        return cast(
+            "Tensor", self._create(torch.tensor, (data,), {"dtype": dtype or x.dtype, "device": place, **options})
+        )
+
+    def _from_data(self, function: Callable, data: Any, device: torch.device, options: dict[str, Any]) -> Tensor:
+        """``torch.tensor``, ``as_tensor`` and ``asarray`` on the target: the data is converted before it is moved."""
+        is_differentiable = options.pop("requires_grad", False)
+        if isinstance(data, Tensor):
+            moved = self.to(data, device, options.get("dtype"), copy=function is torch.tensor or options.get("copy"))
+            moved = moved if function is torch.as_tensor else moved.detach()
+        else:
+            with self.trace.placing("host"):
+                value = torch.as_tensor(data, dtype=options.get("dtype"), device=CPU)
+            with self.trace.placing("target"):
+                moved = value.clone()
+        return moved.requires_grad_() if is_differentiable else moved
 
     def pin_memory(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
         """``x.pin_memory()``, a copy on the host."""
@@ -203,19 +233,49 @@ class _Devices(TorchFunctionMode):
         with self.trace.placing("host"):
             return x.clone()
 
-    def _move(self, x: Tensor, device: torch.device) -> Tensor:
+    def _move(
+        self,
+        x: Tensor,
+        device: torch.device,
+        dtype: torch.dtype | None = None,
+        non_blocking: bool = False,
+        memory_format: torch.memory_format = torch.preserve_format,
+    ) -> Tensor:
         if self._is_of_real_module(x):
             self.trace.moved(x, "host" if device.type == "cpu" else "target")
             return x
         if device.type == "cuda" and not is_wrapper(x):
             self.trace.came_from_host(x)
-        if self._device(x).type == device.type:
+        here = self._device(x)
+        if here.type == device.type:
             return x
-        if device.type == "meta" or self._device(x).type == "meta":
+        place: Place = "host" if device.type == "cpu" else "target"
+        if "meta" in (device.type, here.type):
             with self.trace.placing("target"):
                 return x.to(device if device.type == "meta" else CPU)
-        with self.trace.placing("host" if device.type == "cpu" else "target"):
-            return x.clone()
+        as_it_is = dtype in (None, x.dtype) and memory_format is torch.preserve_format
+        with self.trace.placing(place):
+            if is_wrapper(x) or x.layout is not torch.strided or (as_it_is and _is_dense(x)):
+                moved = x.clone()
+            else:
+                moved = torch.empty_like(x, dtype=dtype, memory_format=memory_format, requires_grad=False)
+                moved = self._transfer(moved, x, non_blocking)
+        if moved.requires_grad:
+            moved.register_hook(lambda slope: self._move(slope, here))
+        return moved
+
+    def _transfer(self, x: Tensor, other: Tensor, non_blocking: bool) -> Tensor:
+        """Copy a tensor into one on the other device as ``copy_kernel_cuda`` does (ATen/native/cuda/Copy.cu).
+
+        Only contiguous data of one dtype is transferred. The target converts the dtype if the copy is non-blocking, and
+        the host if it blocks. So on either device there can be a temporary copy.
+        """
+        here, there = ("host", "target") if self._device(other).type == "cpu" else ("target", "host")
+        with self.trace.placing(here):
+            packed = other.to(x.dtype) if (here == "target") == non_blocking else other
+            packed = packed.expand_as(x).contiguous()
+        with self.trace.placing(there):
+            return x.copy_(packed if x.is_contiguous() and x.dtype == packed.dtype else packed.clone())
 
     def _is_of_real_module(self, x: Tensor) -> bool:
         """Whether x was created before the prediction and belongs to a module that is being moved or converted."""
@@ -227,6 +287,16 @@ class _Devices(TorchFunctionMode):
         if isinstance(x, FakeTensor) and x.fake_device.type == "meta":
             return x.fake_device
         return CPU if self.trace.place(x) == "host" else CUDA
+
+
+def _is_dense(x: Tensor) -> bool:
+    """Whether the elements fill a block of memory without gaps or repetitions, in any order of the axes."""
+    size = 1
+    for stride, length in sorted(zip(x.stride(), x.shape, strict=True)):
+        if length != 1 and stride != size:
+            return False
+        size *= length
+    return True
 
 
 def _of_subclasses(name: str) -> Callable[..., bool]:
@@ -273,6 +343,7 @@ _ENABLED: Mapping[str, Callable[[], bool]] = {
     "math": torch.backends.cuda.math_sdp_enabled,
 }
 
+_FROM_DATA = (torch.tensor, torch.as_tensor, torch.asarray)
 _ATTENTION = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 
 _MOVES: Mapping[Callable, Callable[..., Tensor]] = {
@@ -281,6 +352,8 @@ _MOVES: Mapping[Callable, Callable[..., Tensor]] = {
     Tensor.type: _Devices.type,
     Tensor.cpu: _Devices.cpu,
     Tensor.pin_memory: _Devices.pin_memory,
+    Tensor.copy_: _Devices.copy,
+    Tensor.new_tensor: _Devices.new_tensor,
 }
 
 _DEVICE_QUERIES: Mapping[Callable, Callable[[torch.device], Any]] = {

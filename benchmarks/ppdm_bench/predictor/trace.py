@@ -170,6 +170,8 @@ class Trace(TorchDispatchMode):
         if not is_value:
             args, kwargs = self._registered(tuple(args), seen), self._registered(kwargs, seen)
         place = self._placed
+        if is_value and self.target and self.home == "target":
+            place = place or "unknown"  # as data that existed before
         if self.fakes and (device := kwargs.get("device")) is not None and device.type == "cuda":
             # A Python function of PyTorch passed the simulated device of its input on.
             kwargs, place = dict(kwargs, device=torch.device("cpu")), place or "target"

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -107,6 +108,74 @@ def test_volumes_of_a_data_set_count_one_at_a_time(prepare: Any, move: Any) -> N
             del x
 
     assert once(step).peak_allocated == 256_000
+
+
+FLOAT64 = np.zeros(1 << 20)  # 8 MiB; in float32 4 MiB, in bfloat16 2 MiB
+# Peak on the card in MiB, by the rules of ``copy_kernel_cuda`` (ATen/native/cuda/Copy.cu).
+TRANSFERS: dict[str, tuple[Callable[[], Any], int]] = {
+    "array": (lambda: torch.tensor(FLOAT64, device="cuda"), 8),
+    "array, converted": (lambda: torch.tensor(FLOAT64, dtype=torch.float32, device="cuda"), 4),
+    "array, shared": (lambda: torch.as_tensor(FLOAT64, device="cuda"), 8),
+    "array, shared and converted": (lambda: torch.as_tensor(FLOAT64, dtype=torch.float32, device="cuda"), 4),
+    "array by asarray": (lambda: torch.asarray(FLOAT64, dtype=torch.float32, device="cuda"), 4),
+    "array, converted before": (lambda: torch.from_numpy(FLOAT64).float().cuda(), 4),
+    "array, converted after": (lambda: torch.from_numpy(FLOAT64).cuda().float(), 8 + 4),
+    "array as another": (lambda: torch.zeros(1, device="cuda").new_tensor(FLOAT64), 4),
+    "list": (lambda: torch.tensor([0.5] * (1 << 20), device="cuda"), 4),
+    "list, converted": (lambda: torch.tensor([0.5] * (1 << 20), dtype=torch.bfloat16, device="cuda"), 2),
+    "tensor of the host": (lambda: torch.as_tensor(torch.zeros(1 << 20, device="cpu"), device="cuda"), 4),
+    "tensor of the host, copied": (lambda: torch.tensor(torch.zeros(1 << 20, device="cpu"), device="cuda"), 4),
+    "type": (lambda: torch.from_numpy(FLOAT64).type(torch.cuda.FloatTensor), 4),
+    "blocking": (lambda: torch.from_numpy(FLOAT64).to("cuda", torch.float32), 4),
+    "not blocking": (lambda: torch.from_numpy(FLOAT64).to("cuda", torch.float32, non_blocking=True), 4 + 8),
+    "back": (lambda: torch.zeros(1 << 20, device="cuda").to("cpu", torch.float64), 4),
+    "back, not blocking": (lambda: torch.zeros(1 << 20, device="cuda").to("cpu", torch.float64, non_blocking=True), 12),
+    "back with gaps": (lambda: torch.zeros(2 << 20, device="cuda")[::2].cpu(), 8 + 4),
+    "back transposed": (lambda: torch.zeros(1 << 10, 1 << 10, device="cuda").t().cpu(), 4),
+    "gaps on the host": (lambda: torch.zeros(2 << 20, device="cpu")[::2].cuda(), 4),
+    "transposed": (lambda: torch.zeros(1 << 10, 1 << 10, device="cpu").t().cuda(), 4),
+    "transposed and converted": (lambda: torch.zeros(1 << 10, 1 << 10, device="cpu").t().to("cuda", torch.bfloat16), 4),
+    "into a tensor": (lambda: torch.zeros(1 << 20, device="cuda").copy_(torch.zeros(1 << 20, device="cpu")), 4),
+    "into gaps": (lambda: torch.zeros(2 << 20, device="cuda")[::2].copy_(torch.zeros(1 << 20, device="cpu")), 8 + 4),
+    "another dtype into a tensor": (
+        lambda: torch.zeros(1 << 20, device="cuda").copy_(torch.zeros(1 << 20, device="cpu", dtype=torch.float64)),
+        4,
+    ),
+    "channels last": (
+        lambda: torch.zeros(1, 16, 256, 256, device="cpu").to("cuda", memory_format=torch.channels_last),
+        4 + 4,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFERS)
+def test_a_transfer_has_the_temporary_copies_of_pytorch(name: str) -> None:
+    transfer, peak = TRANSFERS[name]
+    results: list[Tensor] = []  # a result that is not kept would be freed before the next transfer
+    found = once(lambda: results.append(transfer()))
+    assert found.peak_allocated - peak * MIB in (0, 512)  # and a block for a tensor of one number
+
+
+def test_a_transfer_keeps_layout_values_and_gradients() -> None:
+    def step() -> None:
+        x = torch.zeros(2, 3, 4, 5, device="cpu").to("cuda", torch.bfloat16, memory_format=torch.channels_last)
+        assert (x.dtype, x.device, x.is_contiguous(memory_format=torch.channels_last)) == (torch.bfloat16, CUDA, True)
+        assert torch.tensor([4, 7], device="cuda").tolist() == [4, 7]
+        assert torch.tensor(np.array([4.5]), dtype=torch.float32, device="cuda").item() == 4.5
+        assert torch.tensor(2, device="cuda").dtype is torch.int64
+        leaf = torch.tensor([1.0, 2.0], device="cuda", requires_grad=True)
+        assert leaf.is_leaf
+        leaf.square().sum().backward()
+        assert leaf.grad is not None
+        source = torch.ones(4, 6, device="cpu", requires_grad=True)
+        source.t().to("cuda", torch.float64).sum().backward()
+        assert source.grad is not None
+        assert (source.grad.device.type, source.grad.shape) == ("cpu", (4, 6))
+        same = torch.zeros(3, device="cuda")
+        assert torch.as_tensor(same, device="cuda") is same
+        assert torch.zeros(2, device="cuda").copy_(torch.ones(1, device="cpu")).device == CUDA
+
+    once(step)
 
 
 def test_data_that_is_used_without_a_move_counts() -> None:
