@@ -270,7 +270,8 @@ class _Devices(TorchFunctionMode):
         Only contiguous data of one dtype is transferred. The target converts the dtype if the copy is non-blocking, and
         the host if it blocks. So on either device there can be a temporary copy.
         """
-        here, there = ("host", "target") if self._device(other).type == "cpu" else ("target", "host")
+        here: Place = "host" if self._device(other).type == "cpu" else "target"
+        there: Place = "target" if here == "host" else "host"
         with self.trace.placing(here):
             packed = other.to(x.dtype) if (here == "target") == non_blocking else other
             packed = packed.expand_as(x).contiguous()
