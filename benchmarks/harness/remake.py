@@ -47,7 +47,7 @@ from ppdm_bench.timing import timing_output
 from ppdm_bench.timing.published import read_timings
 
 RESULTS = Path(__file__).resolve().parents[2] / "results"
-IMAGES = ("gallery", "grid-artefact")  # their PDFs hold images and are not part of the repository
+IMAGES = ("gallery", "grid-artefact")  # of these, only the wide PNG is part of the repository
 COLUMNS: Sequence[style.Column] = ("single", "double")  # the defaults of `ppdm-bench figures`
 
 
@@ -176,8 +176,8 @@ def _files(stem: str, *ends: str) -> list[str]:
 
 def _exhibit_files(exhibit: PaperFigure) -> list[str]:
     stem = f"figures/{exhibit.name}"
-    ends = ("png",) if exhibit.name in IMAGES else ("png", "pdf")
-    pictures = [name for column in exhibit.widths(COLUMNS) for name in _files(f"{stem}-{column}", *ends)]
+    ends, columns = (("png",), COLUMNS[-1:]) if exhibit.name in IMAGES else (("png", "pdf"), COLUMNS)
+    pictures = [name for column in exhibit.widths(columns) for name in _files(f"{stem}-{column}", *ends)]
     return [*pictures, *_files(stem, "csv", "md", "tex", "caption.md")]
 
 
