@@ -56,8 +56,11 @@ def saving_patches(trace: Trace) -> Iterator[Any]:
     yield mock.patch.object(torch._utils, "_rebuild_tensor", rebuild_tensor)
     with suppress(ImportError):
         safetensors = importlib.import_module("safetensors.torch")
-        for name in ("save", "save_file"):
-            yield mock.patch.object(safetensors, name, real_tensors.saving(getattr(safetensors, name)))
+        # Code often imports `save_file` by name before the prediction, so the function that it calls is replaced, which
+        # would read the memory at the simulated address of a tensor. Earlier versions call it `_tobytes`.
+        for name in ("_to_ndarray", "_tobytes"):
+            if content_of := getattr(safetensors, name, None):
+                yield mock.patch.object(safetensors, name, real_tensors.reading(content_of))
         yield mock.patch.object(safetensors, "storage_ptr", lambda x: x.untyped_storage()._cdata)
 
 
@@ -68,14 +71,14 @@ class _RealTensors:
         self._trace = trace
         self._storages = WeakValueDictionary[int, torch.UntypedStorage]()  # by address of the fake storage
 
-    def saving(self, save: Callable[..., Any]) -> Callable[..., Any]:
-        """Wrap a function of safetensors that writes a dictionary of tensors."""
+    def reading(self, content_of: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap a function that reads the content of one tensor."""
 
-        def save_real(tensors: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+        def of_real(x: Tensor, *args: Any) -> Any:
             with self._trace.paused():
-                return save({name: self.real(x) for name, x in tensors.items()}, *args, **kwargs)
+                return content_of(self.real(x), *args)
 
-        return save_real
+        return of_real
 
     def real(self, x: Tensor) -> Tensor:
         """Return a real tensor with the shape and strides of a fake one, and with its values if they are known."""

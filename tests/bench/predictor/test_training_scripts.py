@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, load_model, save_file, save_model
+from safetensors.torch import load_file, load_model, save, save_file, save_model
 from torch import Tensor, distributed, nn
 from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
@@ -229,6 +229,22 @@ def test_saving_the_network_in_a_step_is_predicted_to_the_byte(keep: Callable[..
         keep(*state, tmp_path)
 
     assert_same(tied, step)
+
+
+@pytest.mark.parametrize("target", [Target(), "cpu"])
+def test_safetensors_writes_known_values_and_zeros_for_others(target: Any, tmp_path: Path) -> None:
+    def step(_: None) -> None:
+        # None of these tensors has memory that safetensors could read.
+        tensors = {"known": torch.tensor([1.0, 2.0]), "unknown": torch.randn(300, 400)}
+        save_file(tensors, tmp_path / "file.safetensors")
+        (tmp_path / "bytes.safetensors").write_bytes(save(tensors))
+
+    predict_peak(lambda: None, step, target=target)
+    for name in ("file", "bytes"):
+        found = load_file(tmp_path / f"{name}.safetensors")
+        assert found["known"].tolist() == [1, 2]
+        assert found["unknown"].shape == (300, 400)
+        assert not found["unknown"].any()
 
 
 def resident(name: str) -> int:
