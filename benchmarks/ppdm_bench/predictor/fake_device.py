@@ -140,7 +140,7 @@ class _Devices(TorchFunctionMode):
         if named is not None and named.type == "cuda" and function in _FROM_DATA and args:
             return self._from_data(function, args[0], named, kwargs)
         if named is not None:
-            with self.trace.placing("host" if named.type == "cpu" else "target"):
+            with self.trace.placing(_place(named)):
                 return function(*args, **kwargs | {"device": CPU})
         if function in _device_constructors():
             kwargs["device"] = CPU  # explicitly, because the default device may be CUDA
@@ -176,7 +176,7 @@ class _Devices(TorchFunctionMode):
         if named is not None and self._is_of_real_module(x) and kwargs.get("dtype") not in (None, x.dtype):
             if self.trace.is_new(x):
                 self.trace.moved(x, "host")  # the move also converts it, so only the result is on the target
-            with self.trace.placing("host" if named.type == "cpu" else "target"):
+            with self.trace.placing(_place(named)):
                 return x.to(kwargs["dtype"])
         look = {name: kwargs[name] for name in ("dtype", "non_blocking", "memory_format") if kwargs.get(name)}
         moved = x if named is None else self._move(x, named, **look)
@@ -186,10 +186,10 @@ class _Devices(TorchFunctionMode):
         converted: Tensor = moved.to(**conversion) if conversion else moved
         return converted
 
-    def type(self, x: Tensor, kind: Any = None, non_blocking: bool = False, **_: Any) -> Any:
+    def type(self, x: Tensor, dtype: Any = None, non_blocking: bool = False, **_: Any) -> Any:
         """``x.type(...)``, which also accepts tensor types of CUDA."""
-        named: Any = tensor_type(kind)
-        return self.to(x, "cuda", named.dtype, non_blocking) if isinstance(named, TensorType) else x.type(kind)
+        named: Any = tensor_type(dtype)
+        return self.to(x, "cuda", named.dtype, non_blocking) if isinstance(named, TensorType) else x.type(dtype)
 
     def cuda(self, x: Tensor, device: Any = None, non_blocking: bool = False, **look: Any) -> Tensor:
         """``x.cuda(...)``."""
@@ -242,19 +242,18 @@ class _Devices(TorchFunctionMode):
         memory_format: torch.memory_format = torch.preserve_format,
     ) -> Tensor:
         if self._is_of_real_module(x):
-            self.trace.moved(x, "host" if device.type == "cpu" else "target")
+            self.trace.moved(x, _place(device))
             return x
         if device.type == "cuda" and not is_wrapper(x):
             self.trace.came_from_host(x)
         here = self._device(x)
         if here.type == device.type:
             return x
-        place: Place = "host" if device.type == "cpu" else "target"
         if "meta" in (device.type, here.type):
             with self.trace.placing("target"):
                 return x.to(device if device.type == "meta" else CPU)
         as_it_is = dtype in (None, x.dtype) and memory_format is torch.preserve_format
-        with self.trace.placing(place):
+        with self.trace.placing(_place(device)):
             if is_wrapper(x) or x.layout is not torch.strided or (as_it_is and _is_dense(x)):
                 moved = x.clone()
             else:
@@ -270,8 +269,7 @@ class _Devices(TorchFunctionMode):
         Only contiguous data of one dtype is transferred. The target converts the dtype if the copy is non-blocking, and
         the host if it blocks. So on either device there can be a temporary copy.
         """
-        here: Place = "host" if self._device(other).type == "cpu" else "target"
-        there: Place = "target" if here == "host" else "host"
+        here, there = _place(self._device(other)), _place(self._device(x))
         with self.trace.placing(here):
             packed = other.to(x.dtype) if (here == "target") == non_blocking else other
             packed = packed.expand_as(x).contiguous()
@@ -288,6 +286,10 @@ class _Devices(TorchFunctionMode):
         if isinstance(x, FakeTensor) and x.fake_device.type == "meta":
             return x.fake_device
         return CPU if self.trace.place(x) == "host" else CUDA
+
+
+def _place(device: torch.device) -> Place:
+    return "host" if device.type == "cpu" else "target"
 
 
 def _is_dense(x: Tensor) -> bool:

@@ -174,6 +174,8 @@ def test_a_transfer_keeps_layout_values_and_gradients() -> None:
         same = torch.zeros(3, device="cuda")
         assert torch.as_tensor(same, device="cuda") is same
         assert torch.zeros(2, device="cuda").copy_(torch.ones(1, device="cpu")).device == CUDA
+        assert torch.zeros(2, device="cuda").copy_(other=torch.ones(2, device="cpu"), non_blocking=True).device == CUDA
+        assert same.type(dtype=torch.float16).dtype is torch.float16
 
     once(step)
 
