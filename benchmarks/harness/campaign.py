@@ -14,8 +14,8 @@ are also scored with that number. --real is the manifest of real pairs, which ar
 """
 
 import argparse
-import gzip
 import json
+import lzma
 import os
 import subprocess
 import sys
@@ -257,7 +257,7 @@ def continue_from(results: Path, folder: Path) -> None:
     for name in _gathered(results):
         (folder / "done" / name).touch()
     if not (folder / "paces.jsonl").exists():
-        replace_file(folder / "paces.jsonl", gzip.decompress((results / "paces.jsonl.gz").read_bytes()))
+        replace_file(folder / "paces.jsonl", lzma.decompress((results / "paces.jsonl.xz").read_bytes()))
 
 
 def gather(wanted: Sequence[Job], folder: Path, results: Path) -> None:
@@ -273,17 +273,17 @@ def gather(wanted: Sequence[Job], folder: Path, results: Path) -> None:
     closed = [job for job in wanted if job.part not in open_parts and job.name not in before]
     for data in dict.fromkeys(job.data for job in closed):
         mine = [job for job in closed if job.data == data and job.is_training]
-        place = results / data.name.replace(" ", "-") / "records.jsonl.gz"
-        there = gzip.decompress(place.read_bytes()).splitlines(keepends=True) if place.exists() else []
+        place = results / data.name.replace(" ", "-") / "records.jsonl.xz"
+        there = lzma.decompress(place.read_bytes()).splitlines(keepends=True) if place.exists() else []
         rows = dict.fromkeys([*there, *(row for job in mine for row in _rows(job, folder))])
         place.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(place, gzip.compress(b"".join(rows), 9, mtime=0))
+        replace_file(place, lzma.compress(b"".join(rows), preset=9 | lzma.PRESET_EXTREME))
         pictured = [_folder(job, folder) / SUFFIX for job in mine if job.tier == "gallery"]
         if pictured:
             kept = place.with_name(SUFFIX)
             pictures = [read_snapshot(file) for file in ([kept] if kept.exists() else []) + pictured]
             write_snapshot(reduce(lambda before, new: new.with_earlier(before), pictures), kept)
-    replace_file(results / "paces.jsonl.gz", gzip.compress((folder / "paces.jsonl").read_bytes(), 9, mtime=0))
+    replace_file(results / "paces.jsonl.xz", lzma.compress((folder / "paces.jsonl").read_bytes()))
     names = [*before, *(job.name for job in closed)]
     replace_file(results / "jobs.txt", "".join(f"{name}\n" for name in names).encode())
     print(f"{len(closed)} jobs added, {len(before)} were there")

@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import linecache
+import lzma
 import os
 import re
 import signal
@@ -53,7 +54,7 @@ from ppdm_bench.commands.pair_sources import PhantomSubjects
 from ppdm_bench.configuration import Configuration
 from ppdm_bench.isolation.sweep import Ledger, Sweep, SweepCase
 from ppdm_bench.memory.constants import FittedConstants
-from ppdm_bench.records import Record, RecordFile, config_id
+from ppdm_bench.records import COMPRESSED, Record, RecordFile, config_id
 from ppdm_bench.report.claims.claim import Evidence
 from ppdm_bench.report.claims.rules import CLAIMS
 from ppdm_bench.report.library import provenance, read_library, reporting_altered_records
@@ -128,6 +129,12 @@ def _sound_scans(folder: Path) -> dict[str, Any]:
 def gzip_bomb() -> bytes:
     """A small gzip file with many members, which decompresses to :data:`BOMB` zero bytes."""
     return gzip.compress(bytes(BOMB >> 5)) * 32
+
+
+def xz_bomb() -> bytes:
+    """A small xz file, which decompresses to :data:`BOMB` zero bytes."""
+    packer, piece = lzma.LZMACompressor(preset=0), bytes(BOMB >> 5)
+    return b"".join([*(packer.compress(piece) for _ in range(32)), packer.flush()])
 
 
 def _marked(folder: Path) -> dict[str, Any]:
@@ -371,7 +378,8 @@ def _ready_records(folder: Path) -> dict[str, Any]:
         ),
     ]
     case = SweepCase("peak_allocated", {**shared, "command": ""}, {})
-    return {"rows": [json.loads(row.to_json()) for row in rows], "case": case, "bomb": gzip_bomb()} | _marked(folder)
+    bombs = {".gz": gzip_bomb(), ".xz": xz_bomb()}
+    return {"rows": [json.loads(row.to_json()) for row in rows], "case": case, "bombs": bombs} | _marked(folder)
 
 
 def _spoilt_records(random: Random, path: Path, sound: Mapping[str, Any]) -> None:
@@ -380,20 +388,20 @@ def _spoilt_records(random: Random, path: Path, sound: Mapping[str, Any]) -> Non
         lines[random.randrange(len(lines))] = spoilt_json(random, random.choice(sound["rows"]))
     content = b"\n".join(lines) + b"\n"
     content = _whole(random, spoilt_bytes(random, content) if random.random() < 0.1 else content, sound)
-    if path.suffix == ".gz":
-        content = gzip.compress(content, 1)
-        content += sound["bomb"] if random.random() < 0.01 else b""
+    if path.suffix in COMPRESSED:
+        content = gzip.compress(content, 1) if path.suffix == ".gz" else lzma.compress(content, preset=0)
+        content = sound["bombs"][path.suffix] if random.random() < 0.01 else content
         content = spoilt_bytes(random, content) if random.random() < 0.2 else content
     path.write_bytes(content)
 
 
 def _read_records(random: Random, folder: Path, sound: Mapping[str, Any]) -> None:
-    path = folder / random.choice(("records.jsonl", "records.jsonl", "records.jsonl.gz"))
+    path = folder / random.choice(("records.jsonl", "records.jsonl", "records.jsonl.gz", "records.jsonl.xz"))
     _spoilt_records(random, path, sound)
     read = RecordFile(path).read()
     for record in read:
         ensure(Record.from_json(record.to_json()) == record, "a record changes when it is written and read")
-    if path.suffix == ".gz":
+    if path.suffix in COMPRESSED:
         return
     ledger = Ledger(folder)
     ledger.keep(Sweep("none", 60, ledger.earlier).settled(sound["case"]))
@@ -690,7 +698,7 @@ TARGETS = {
             "training", "state-*.json, state-*.safetensors, options.json, log.jsonl", 1000, _ready_training, _resume
         ),
         Target("log", "log.jsonl of a training that has ended", 800, _marked, _read_log),
-        Target("records", "records.jsonl, .jsonl.gz", 2500, _ready_records, _read_records),
+        Target("records", "records.jsonl, .jsonl.gz, .jsonl.xz", 2500, _ready_records, _read_records),
         Target("report", "records that are compared", 1000, _ready_records, _report_records),
         Target("figures", "records that figures and claims are made from", 600, _ready_figures, _make_figures),
         Target("snapshot", "snapshot.npz", 1500, _ready_snapshot, _read_snapshot),

@@ -33,7 +33,7 @@ from ppdm_bench.memory import memory_output, validate
 from ppdm_bench.memory.published import published_table
 from ppdm_bench.memory.reference import reference_table
 from ppdm_bench.planning import planning_output
-from ppdm_bench.records import Record, RecordFile
+from ppdm_bench.records import COMPRESSED, Record, RecordFile
 from ppdm_bench.report.atomic_io import replace_file
 from ppdm_bench.report.figures import style
 from ppdm_bench.report.library import Library, read_library
@@ -187,10 +187,10 @@ def _records(path: Path) -> list[Record]:
     Raises:
         FileNotFoundError: neither file exists.
     """
-    for place in (path, path.with_name(f"{path.name}.gz")):
-        if place.exists():
+    for suffix in ("", *COMPRESSED):
+        if (place := path.with_name(path.name + suffix)).exists():
             return RecordFile(place).read()
-    raise FileNotFoundError(f"neither {path} nor {path.name}.gz exists")
+    raise FileNotFoundError(f"there is no {path}, also not with the suffix {' or '.join(COMPRESSED)}")
 
 
 @cache

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import lzma
 import os
 import warnings
 import zlib
@@ -35,7 +36,10 @@ __all__ = [
 
 SCHEMA = 2  # version 2 added the field `samples`
 
-_MAX_EXPANDED_BYTES = 1 << 26  # the largest file so far has ten million
+COMPRESSED = (".gz", ".xz")
+DAMAGE = (EOFError, zlib.error, lzma.LZMAError)  # of compressed data that are truncated or corrupted
+_MAX_EXPANDED_BYTES = 3 << 25  # the largest file so far has 48 million
+_XZ_MEMORY = 1 << 27  # more than the strongest preset of xz needs
 
 KINDS = ("measured", "predicted", "published")
 PHASES = ("train", "sample", "autoencoder_train", "decode")
@@ -295,7 +299,7 @@ class RecordFile:
 
     Rows are appended by a single write. If the last line is incomplete, a newline is added before new rows. Killing the
     process therefore loses at most the row being written. Several processes may append to the same file. A file whose
-    name ends in `.gz` is a compressed archive: it is read-only.
+    name ends in `.gz` or `.xz` is a compressed archive: it is read-only.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -310,7 +314,7 @@ class RecordFile:
         rows = "".join(record.to_json() + "\n" for record in records).encode()
         if not rows:
             return
-        if self.path.suffix == ".gz":
+        if self.path.suffix in COMPRESSED:
             raise RecordError(f"{self.path} is compressed and therefore read-only; add the records to another file")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -336,11 +340,11 @@ class RecordFile:
         if self.path.is_char_device():  # unlike a pipe, a device such as /dev/zero may have no end
             raise RecordError(f"cannot read records from {self.path}: it is a device; name a file")
         try:
-            content = self._expanded() if self.path.suffix == ".gz" else self.path.read_bytes()
+            content = self._expanded() if self.path.suffix in COMPRESSED else self.path.read_bytes()
         except FileNotFoundError:
             return []
-        except (EOFError, zlib.error) as error:  # truncated or corrupted
-            raise RecordError(f"cannot read records from {self.path}: the gzip file is damaged ({error})") from None
+        except DAMAGE as error:
+            raise RecordError(f"cannot read records from {self.path}: the file is damaged ({error})") from None
         except OSError as error:
             raise RecordError(f"cannot read records from {self.path}: {_os_error_text(error)}") from None
         records: list[Record] = []
@@ -359,12 +363,11 @@ class RecordFile:
 
     def _expanded(self) -> bytes:
         """Return the content of a compressed file; the size limit protects against exhausting memory."""
-        with gzip.open(self.path) as stream:
-            content = stream.read(_MAX_EXPANDED_BYTES + 1)
+        content = read_start(self.path, _MAX_EXPANDED_BYTES + 1)
         if len(content) > _MAX_EXPANDED_BYTES:
             raise RecordError(
                 f"{self.path} expands to more than {_MAX_EXPANDED_BYTES >> 20} MiB, the limit for compressed records; "
-                "if it contains records, expand it with gunzip and name the result"
+                "if it contains records, expand it with gunzip or unxz and name the result"
             )
         return content
 
@@ -372,6 +375,23 @@ class RecordFile:
         shown = "; ".join(unreadable[:3]) + ("; ..." if len(unreadable) > 3 else "")
         message = f"{self.path}: {len(unreadable)} unreadable line(s) left out ({shown})"
         warnings.warn(message, RecordWarning, stacklevel=3)
+
+
+def read_start(path: Path, limit: int) -> bytes:
+    """Return the first `limit` bytes of a file, or all if it has fewer; a `.gz` or `.xz` file is expanded.
+
+    Raises:
+        OSError: the file cannot be read.
+        EOFError, zlib.error, lzma.LZMAError (`DAMAGE`): the compressed data are truncated or corrupted.
+    """
+    if path.suffix != ".xz":
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+            return stream.read(limit)
+    decoder = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY)
+    content = decoder.decompress(path.read_bytes(), limit)
+    if len(content) < limit and not decoder.eof:
+        raise EOFError("the compressed data end too early")
+    return content
 
 
 def _write_rows(descriptor: int, rows: bytes) -> None:

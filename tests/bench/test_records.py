@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gzip
 import json
+import lzma
 import os
 import signal
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -212,16 +214,17 @@ def test_a_line_without_its_newline_is_kept(tmp_path: Path) -> None:
     assert [record.value for record in file.read()] == [1, 2]
 
 
-def test_a_compressed_file_is_read_only(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("suffix", "pack"), [(".gz", gzip.compress), (".xz", lzma.compress)])
+def test_a_compressed_file_is_read_only(tmp_path: Path, suffix: str, pack: Callable[[bytes], bytes]) -> None:
     plain = RecordFile(tmp_path / "records.jsonl")
     plain.append([FULL, simple(2)])
-    path = tmp_path / "records.jsonl.gz"
-    path.write_bytes(gzip.compress(plain.path.read_bytes()))
+    path = tmp_path / f"records.jsonl{suffix}"
+    path.write_bytes(pack(plain.path.read_bytes()))
     assert RecordFile(path).read() == plain.read()
     with pytest.raises(RecordError, match="therefore read-only"):
         RecordFile(path).append([FULL])
     whole = path.read_bytes()
-    for damaged in (whole[:-9], b"no gzip", whole[:20] + b"\0" * 9 + whole[29:]):
+    for damaged in (whole[:-9], b"no archive", whole[:20] + b"\0" * 9 + whole[29:]):
         path.write_bytes(damaged)
         with pytest.raises(RecordError, match="cannot read records"):
             RecordFile(path).read()

@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import io
 import json
+import lzma
 import time
 import zipfile
 from pathlib import Path
@@ -17,7 +18,7 @@ import pytest
 from commands import refused
 from evidence import kept, peak, scores
 from fuzz import DEFECT, REFUSAL, RESULT, attempt, try_target
-from hostile import BOMB, MARK, TARGETS, Target, gzip_bomb
+from hostile import BOMB, MARK, TARGETS, Target, gzip_bomb, xz_bomb
 from mutation import Payload, pickles
 
 from ppdm import PPDM, Method
@@ -35,7 +36,7 @@ from ppdm_bench.commands.values import read_budget, read_factor, read_interval, 
 from ppdm_bench.configuration import Configuration, MethodError
 from ppdm_bench.isolation.sweep import Sweep
 from ppdm_bench.memory.constants import ConstantsError, FittedConstants
-from ppdm_bench.records import Record, RecordError, RecordFile, RecordWarning
+from ppdm_bench.records import COMPRESSED, Record, RecordError, RecordFile, RecordWarning
 from ppdm_bench.report.snapshot import read_snapshot
 from ppdm_bench.variation import VariationError, vary
 
@@ -143,22 +144,25 @@ def test_a_pickle_is_refused_and_not_executed(tmp_path, name, read, wrap, number
 
 
 @pytest.mark.parametrize("number", range(6))
-@pytest.mark.parametrize("name", ["records.jsonl", "records.jsonl.gz"])
+@pytest.mark.parametrize("name", ["records.jsonl", "records.jsonl.gz", "records.jsonl.xz"])
 def test_a_pickle_among_records_is_skipped_with_a_warning_and_not_executed(tmp_path, name, number):
     record = Record(metric="a", value=1, kind="measured")
     line = record.to_json().encode()
     content = b"\n".join((line, pickles(tmp_path / MARK)[number], line))
-    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    packed = {"gz": gzip.compress, "xz": lzma.compress}.get(name[-2:], bytes)
+    (tmp_path / name).write_bytes(packed(content))
     with pytest.warns(RecordWarning, match="unreadable"):
         assert RecordFile(tmp_path / name).read() == [record, record]
     assert not (tmp_path / MARK).exists()
 
 
 @pytest.mark.parametrize("number", range(6))
-def test_a_pickle_in_place_of_a_compressed_record_file_is_refused_and_not_executed(tmp_path, number):
-    (tmp_path / "records.jsonl.gz").write_bytes(pickles(tmp_path / MARK)[number])
+@pytest.mark.parametrize("suffix", COMPRESSED)
+def test_a_pickle_in_place_of_a_compressed_record_file_is_refused_and_not_executed(tmp_path, suffix, number):
+    path = tmp_path / f"records.jsonl{suffix}"
+    path.write_bytes(pickles(tmp_path / MARK)[number])
     with pytest.raises(RecordError, match="cannot read records from"):
-        RecordFile(tmp_path / "records.jsonl.gz").read()
+        RecordFile(path).read()
     assert not (tmp_path / MARK).exists()
 
 
@@ -171,10 +175,18 @@ def test_the_pickles_leave_a_mark_if_they_are_executed(tmp_path):
 # Memory
 
 
-def test_the_expansion_of_a_compressed_record_file_is_limited(tmp_path):
-    path = tmp_path / "records.jsonl.gz"
-    path.write_bytes(gzip_bomb())
-    with fuzz.limited_memory(), pytest.raises(RecordError, match="expands to more than 64 MiB"):
+@pytest.mark.parametrize("suffix", COMPRESSED)
+def test_the_expansion_of_a_compressed_record_file_is_limited(tmp_path, suffix):
+    path = tmp_path / f"records.jsonl{suffix}"
+    path.write_bytes({".gz": gzip_bomb, ".xz": xz_bomb}[suffix]())
+    with fuzz.limited_memory(), pytest.raises(RecordError, match="expands to more than 96 MiB"):
+        RecordFile(path).read()
+
+
+def test_an_xz_file_that_demands_a_huge_dictionary_is_refused(tmp_path):
+    path = tmp_path / "records.jsonl.xz"
+    path.write_bytes(lzma.compress(b"{}", filters=[{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": 1 << 30}]))
+    with pytest.raises(RecordError, match=r"records\.jsonl\.xz: the file is damaged \(Memory usage limit exceeded"):
         RecordFile(path).read()
 
 

@@ -1,7 +1,7 @@
 """``benchmarks/harness/campaign.py``: its jobs, repeated calls, and gathered records."""
 
-import gzip
 import json
+import lzma
 import subprocess
 from dataclasses import replace
 
@@ -142,6 +142,5 @@ def test_the_pictures_of_the_gallery_are_merged_into_one_file(jobs, tmp_path):
 
 
 def _rows(results):
-    return list(
-        map(json.loads, gzip.decompress((results / "mri-t1t2-16" / "records.jsonl.gz").read_bytes()).splitlines())
-    )
+    content = lzma.decompress((results / "mri-t1t2-16" / "records.jsonl.xz").read_bytes())
+    return [json.loads(line) for line in content.splitlines()]

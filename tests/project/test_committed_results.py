@@ -37,6 +37,7 @@ SLOW = (
 RECORDS = (
     "*.jsonl",
     "*.jsonl.gz",
+    "*.jsonl.xz",
     "*/snapshot.npz",
     "models/*/model.json",
     "models/*/model.safetensors",

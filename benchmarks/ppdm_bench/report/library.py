@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from ppdm_bench.records import Record, RecordError, RecordFile
+from ppdm_bench.records import COMPRESSED, DAMAGE, Record, RecordError, RecordFile, read_start
 from ppdm_bench.report.scores import Scores, by_design
 from ppdm_bench.report.snapshot import SUFFIX, Snapshot, read_snapshot
 
-_RECORDS = (".jsonl", ".jsonl.gz")
+_RECORDS = (".jsonl", *(f".jsonl{suffix}" for suffix in COMPRESSED))
 
 
 @dataclass(frozen=True)
@@ -50,8 +48,8 @@ class Library:
 def read_library(paths: Sequence[Path]) -> Library:
     """Read record files, and folders with record files and picture data.
 
-    In a folder, every ``*.jsonl`` (or ``*.jsonl.gz``) whose first line is a record is read; logs are ignored. The name
-    of a file begins with the name of the given folder, so that tables contain no absolute paths.
+    In a folder, every ``*.jsonl`` (also ``.gz`` and ``.xz``) whose first line is a record is read; logs are ignored.
+    The name of a file begins with the name of the given folder, so that tables contain no absolute paths.
 
     Raises:
         RecordError: a path does not exist, a file cannot be read, or there are no records.
@@ -85,9 +83,8 @@ def _files(root: Path) -> Iterator[tuple[str, Path]]:
 
 def _holds_records(path: Path) -> bool:
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            first = json.loads(file.readline(1 << 20))
-    except (OSError, EOFError, zlib.error, ValueError, RecursionError):
+        first = json.loads(read_start(path, 1 << 20).split(b"\n", 1)[0])
+    except (*DAMAGE, OSError, ValueError, RecursionError):
         return False
     return isinstance(first, dict) and "schema" in first
 

@@ -82,7 +82,7 @@ class Change:
 
 
 def read_records(path: Path) -> list[Record]:
-    """Return the records of a file, or of all ``records.jsonl`` (also ``.gz``) in a folder and its subfolders.
+    """Return the records of a file, or of every ``records.jsonl`` (also ``.gz`` and ``.xz``) in a folder.
 
     Raises:
         RecordError: there are no records, or a file cannot be read.
