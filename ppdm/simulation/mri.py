@@ -113,7 +113,7 @@ class InversionRecovery:
     The signal is signed. The sign is lost only when the magnitude of the whole voxel is computed.
 
     Args:
-        tr, ti, te: repetition, inversion and echo time in ms, 0 <= te < tr and 0 < ti < tr.
+        tr, ti, te: repetition, inversion and echo time in ms, 0 <= te < tr and 0 <= ti < tr.
 
     Raises:
         ValueError: times outside of these ranges.
@@ -177,9 +177,10 @@ class MRIProtocol:
             raise ValueError(f"tissue parameters are known at {known} T, got {self.field_strength!r} T")
         if not self.sequences:
             raise ValueError("an MRI protocol needs at least one sequence, got none")
-        if min(self.t1_jitter, self.t2_jitter, self.tissue_jitter, self.texture) < 0 or not 0 <= self.bias < 1:
-            raise ValueError(f"jitter and texture must not be negative, and bias from 0 to below 1; got {self}")
-        if not (self.snr > 0 and self.texture_mm > 0):
+        deviations = (self.t1_jitter, self.t2_jitter, self.tissue_jitter, self.texture)
+        if not (all(0 <= deviation < math.inf for deviation in deviations) and 0 <= self.bias < 1):
+            raise ValueError(f"jitter and texture must be numbers from 0 on, and bias from 0 to below 1; got {self}")
+        if not (self.snr > 0 and 0 < self.texture_mm < math.inf):
             raise ValueError(f"snr and texture_mm must be positive, got {self.snr} and {self.texture_mm}")
 
 
@@ -285,10 +286,10 @@ def rician(image: np.ndarray, sigma: float, rng: np.random.Generator) -> np.ndar
         rng: source of the noise.
 
     Raises:
-        ValueError: sigma is negative.
+        ValueError: sigma is negative or not finite.
     """
-    if sigma < 0:
-        raise ValueError(f"the standard deviation of noise must not be negative, got {sigma}")
+    if not 0 <= sigma < math.inf:
+        raise ValueError(f"the standard deviation of noise must be a number from 0 on, got {sigma}")
     noise = rng.standard_normal((2, *image.shape), dtype=np.float32) * np.float32(sigma)
     return np.hypot(image + noise[0], noise[1]).astype(np.float32, copy=False)
 

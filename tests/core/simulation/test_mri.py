@@ -143,7 +143,7 @@ def test_noise_is_rician(rng):
 def test_zero_noise_changes_nothing_and_negative_noise_is_refused(rng):
     image = rng.random((3, 4, 5), dtype=np.float32)
     np.testing.assert_allclose(rician(image, 0.0, rng), image)
-    with pytest.raises(ValueError, match="must not be negative, got -1"):
+    with pytest.raises(ValueError, match="must be a number from 0 on, got -1"):
         rician(image, -1.0, rng)
 
 
@@ -187,7 +187,10 @@ def test_images_repeat_with_the_seed_and_differ_between_seeds(rng):
         ({"field_strength": 7.0}, "known at 1.5 and 3 T, got 7.0 T"),
         ({"sequences": {}}, "at least one sequence"),
         ({"bias": 1.0}, "bias from 0 to below 1"),
-        ({"t1_jitter": -0.1}, "must not be negative"),
+        ({"t1_jitter": -0.1}, "must be numbers from 0 on"),
+        ({"texture": float("nan")}, "must be numbers from 0 on"),
+        ({"tissue_jitter": float("inf")}, "must be numbers from 0 on"),
+        ({"texture_mm": float("inf")}, "must be positive"),
         ({"snr": 0.0}, "must be positive"),
     ],
 )
