@@ -207,6 +207,14 @@ class _Devices(TorchFunctionMode):
             return self._transfer(x, other, non_blocking)
         return x.copy_(other, non_blocking)
 
+    def set_item(self, x: Tensor, index: Any, value: Any) -> None:
+        """``x[index] = value``; integers and slices select a view, and PyTorch copies the value into it."""
+        if isinstance(value, Tensor) and self._device(value).type != self._device(x).type and _selects_view(index):
+            part = x[index]
+            self.copy(part, value.reshape(value.shape[max(0, value.ndim - part.ndim) :]))
+        else:
+            x[index] = value
+
     def new_tensor(self, x: Tensor, data: Any, dtype: Any = None, device: Any = None, **options: Any) -> Tensor:
         """``x.new_tensor(data)``."""
         place = self._device(x) if device is None else device
@@ -302,6 +310,11 @@ def _is_dense(x: Tensor) -> bool:
     return True
 
 
+def _selects_view(index: Any) -> bool:
+    parts = index if isinstance(index, tuple) else (index,)
+    return all(part is None or part is ... or type(part) in (int, slice) for part in parts)
+
+
 def _of_subclasses(name: str) -> Callable[..., bool]:
     """Return a variant of a PyTorch override check that ignores function modes and considers tensor subclasses only."""
     original = getattr(torch.overrides, name)
@@ -349,13 +362,14 @@ _ENABLED: Mapping[str, Callable[[], bool]] = {
 _FROM_DATA = (torch.tensor, torch.as_tensor, torch.asarray)
 _ATTENTION = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 
-_MOVES: Mapping[Callable, Callable[..., Tensor]] = {
+_MOVES: Mapping[Callable, Callable[..., Tensor | None]] = {
     Tensor.to: _Devices.to,
     Tensor.cuda: _Devices.cuda,
     Tensor.type: _Devices.type,
     Tensor.cpu: _Devices.cpu,
     Tensor.pin_memory: _Devices.pin_memory,
     Tensor.copy_: _Devices.copy,
+    Tensor.__setitem__: _Devices.set_item,
     Tensor.new_tensor: _Devices.new_tensor,
 }
 

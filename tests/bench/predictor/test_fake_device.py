@@ -111,6 +111,15 @@ def test_volumes_of_a_data_set_count_one_at_a_time(prepare: Any, move: Any) -> N
 
 
 FLOAT64 = np.zeros(1 << 20)  # 8 MiB; in float32 4 MiB, in bfloat16 2 MiB
+
+
+def filled(shape: tuple[int, ...], place: str, index: Any, dtype: torch.dtype = torch.float32) -> Tensor:
+    """A tensor into a part of which a million numbers of the other device are written."""
+    result = torch.zeros(shape, device=place, dtype=dtype)
+    result[index] = torch.zeros(1, 1 << 10, 1 << 10, device={"cuda": "cpu", "cpu": "cuda"}[place])
+    return result
+
+
 # Peak on the card in MiB, by the rules of ``copy_kernel_cuda`` (ATen/native/cuda/Copy.cu).
 TRANSFERS: dict[str, tuple[Callable[[], Any], int]] = {
     "array": (lambda: torch.tensor(FLOAT64, device="cuda"), 8),
@@ -139,6 +148,13 @@ TRANSFERS: dict[str, tuple[Callable[[], Any], int]] = {
     "into gaps": (lambda: torch.zeros(2 << 20, device="cuda")[::2].copy_(torch.zeros(1 << 20, device="cpu")), 8 + 4),
     "another dtype into a tensor": (
         lambda: torch.zeros(1 << 20, device="cuda").copy_(torch.zeros(1 << 20, device="cpu", dtype=torch.float64)),
+        4,
+    ),
+    "into a slice": (lambda: filled((1 << 10, 2 << 10), "cuda", (..., slice(1 << 10))), 8 + 4),
+    "into a slice without gaps": (lambda: filled((2 << 10, 1 << 10), "cuda", slice(1 << 10)), 8),
+    "into a slice on the host": (lambda: filled((1 << 10, 2 << 10), "cpu", (..., slice(1 << 10))), 4),
+    "into a half-precision slice on the host": (
+        lambda: filled((1 << 10, 2 << 10), "cpu", (None, ..., slice(1 << 10)), torch.bfloat16),
         4,
     ),
     "channels last": (
