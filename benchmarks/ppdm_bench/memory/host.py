@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING, Any
 from ppdm_bench.environment import environment
 from ppdm_bench.isolation.child import serve
 from ppdm_bench.isolation.runner import run_child
-from ppdm_bench.predictor.peak import Peak
 from ppdm_bench.records import Record
 from ppdm_bench.units import gib, shape_text
 
-if TYPE_CHECKING:  # the child process measures its own memory, so it must not import this
+if TYPE_CHECKING:  # the child process measures its own memory, so it must not import these
     from ppdm_bench.configuration import Configuration
+    from ppdm_bench.predictor.peak import Peak
 
 FLOAT = 4  # bytes of a voxel in memory
 
 _SECONDS = 120  # time limit; the measurement usually takes a few seconds
 
 
-def host_peak(peak: Peak, shape: Sequence[int], device: str, stored: int = FLOAT) -> int:
+def host_peak(peak: "Peak", shape: Sequence[int], device: str, stored: int = FLOAT) -> int:
     """Return the peak bytes of weights and volumes on the host in :func:`ppdm.translation.translate`.
 
     Args:
@@ -46,7 +46,7 @@ def host_peak(peak: Peak, shape: Sequence[int], device: str, stored: int = FLOAT
     )
 
 
-def translation_peak(peak: Peak, configuration: "Configuration", phase: str, device: str) -> int | None:
+def translation_peak(peak: "Peak", configuration: "Configuration", phase: str, device: str) -> int | None:
     """Return :func:`host_peak` for a float32 file; None if the phase is not the sampling of one volume."""
     is_translation = phase == "sample" and configuration.batch_size == 1
     return host_peak(peak, configuration.shape, device) if is_translation else None

@@ -25,6 +25,7 @@ from ppdm_bench.predictor.target import Target
 from ppdm_bench.records import Record
 
 GIB, MIB = 2**30, 2**20
+CHILD = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="the system counts memory elsewhere")
 
 
@@ -61,6 +62,13 @@ def test_a_real_translation_needs_the_predicted_memory_within_15_percent(tmp_pat
     assert base + predicted == pytest.approx(peak, rel=0.15)
     # The base hides errors, so it is subtracted. glibc keeps up to 64 MiB of freed memory (mallopt(3)).
     assert 0.95 * predicted - 2 * MIB < peak - base < 1.05 * predicted + 64 * MIB
+
+
+def test_the_child_that_measures_the_libraries_imports_no_predictor():
+    """The predictor imports sympy and more, 70 MiB that a translation does not take."""
+    code = "import sys, ppdm_bench.memory.host; print({'sympy', 'ppdm_bench.predictor.peak'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], env=CHILD, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 @pytest.mark.slow
@@ -137,8 +145,7 @@ def test_host_memory_includes_the_buffers_of_cpu_convolutions(channels, edge, bu
     tensors = 4 * sum(channels) * edge**3
     assert peak.host - peak.breakdown["params"] == pytest.approx(tensors + buffers, rel=0.01)
     code = MEASURED.format(channels=channels, edge=edge)
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], env=CHILD, capture_output=True, text=True, check=True)
     assert int(done.stdout) == pytest.approx(tensors + buffers, rel=0.15)
 
 
