@@ -170,7 +170,8 @@ def with_more_evaluations(trainings: Sequence[Job]) -> list[Job]:
 
 def repetitions(tier: str, points: Sequence[tuple[str, tuple[str, ...]]], everywhere: Sequence[Data]) -> list[Job]:
     """The jobs of `points` with two additional seeds."""
-    return [Job(tier, data, *point, seed=seed) for point in points for seed in (1, 2) for data in everywhere]
+    one = ([Job(tier, data, *point, seed=seed) for data in everywhere] for point in points for seed in (1, 2))
+    return [job for trainings in one for job in with_more_evaluations(trainings)]
 
 
 def main() -> None:
@@ -272,7 +273,7 @@ def gather(wanted: Sequence[Job], folder: Path, results: Path) -> None:
     open_parts = {job.part for job in wanted if not is_done(job, folder)}
     closed = [job for job in wanted if job.part not in open_parts and job.name not in before]
     for data in dict.fromkeys(job.data for job in closed):
-        mine = [job for job in closed if job.data == data and job.is_training]
+        mine = list({job.run: job for job in closed if job.data == data}.values())
         place = results / data.name.replace(" ", "-") / "records.jsonl.xz"
         there = lzma.decompress(place.read_bytes()).splitlines(keepends=True) if place.exists() else []
         rows = dict.fromkeys([*there, *(row for job in mine for row in _rows(job, folder))])

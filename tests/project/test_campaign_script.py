@@ -125,6 +125,19 @@ def test_gathered_jobs_are_neither_run_nor_gathered_again(jobs, tmp_path):
     assert len(_rows(tmp_path / "results")) == 3  # equal rows are kept once
 
 
+def test_later_scores_of_a_gathered_training_are_added(jobs, tmp_path):
+    training = jobs[0][0]
+    campaign.carry_out(training, tmp_path)
+    (tmp_path / "paces.jsonl").write_text("{}\n")
+    campaign.gather([training], tmp_path, tmp_path / "results")
+    scores = replace(training, evaluations="25")
+    file = tmp_path / "runs" / training.run / "mri-t1t2" / "records.jsonl"
+    file.write_bytes(file.read_bytes().replace(b'"ssim"', b'"lpips"'))
+    (tmp_path / "done" / scores.name).touch()
+    campaign.gather([training, scores], tmp_path, tmp_path / "results")
+    assert {row["metric"] for row in _rows(tmp_path / "results")} == {"psnr", "ssim", "lpips"}
+
+
 def test_the_pictures_of_the_gallery_are_merged_into_one_file(jobs, tmp_path):
     made = [replace(job, tier="gallery") for job in jobs[0]]
     (tmp_path / "paces.jsonl").write_text("{}\n")
