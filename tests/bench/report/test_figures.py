@@ -17,6 +17,7 @@ from PIL import Image
 
 from ppdm import Method
 from ppdm.representation import Puzzle
+from ppdm_baselines import METHODS
 from ppdm_bench.records import RecordError
 from ppdm_bench.report.library import Library, read_library
 from ppdm_bench.report.page import page
@@ -422,6 +423,21 @@ def test_the_resolution_figure_has_one_width_and_its_table_has_all_widths():
     assert "32³, 64³, 96³ voxels" in shown.about
     assert len(shown.table.rows) == 5
     assert "width 64" in shown.about
+
+
+def test_only_the_first_method_is_drawn_against_resolution_with_all_variants():
+    control = METHODS["regression"]
+    records = [
+        peak(method.with_factor(factor), size, factor * (size << 20))
+        for method in (PPDM, control)
+        for factor in (2, 4)
+        for size in (64, 128)
+    ]
+    shown, figure = exhibit("memory-resolution", [*records, *(peak(FULL_3D, size, size << 24) for size in (64, 128))])
+    assert set(labels(figure.axes[0])) >= {"ppdm r=2", "ppdm r=4", "regression r=2", "ddpm3d"}
+    assert "regression r=4" not in labels(figure.axes[0])
+    assert "Of regression, only the first variant is drawn" in shown.about
+    assert len(shown.table.rows) == 10
 
 
 def test_each_task_has_a_panel_with_a_curve_per_method_and_representation():

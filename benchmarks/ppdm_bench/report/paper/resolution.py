@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 
+from ppdm_bench.grouping import grouped
 from ppdm_bench.report.figures import style
 from ppdm_bench.report.figures.capacity import (
     cards_entry,
@@ -37,7 +38,8 @@ def show(library: Library) -> FigureContent:
         raise MissingRecords(
             "peak memory at two cubic sizes or more; `ppdm-bench memory --res 64`, then 128, with one --out makes it"
         )
-    records = [r for row in rows for r in row.records.values() if r.metric in ("peak_allocated", "peak_reserved")]
+    drawn, left_out = _few(rows)
+    records = [r for row in drawn for r in row.records.values() if r.metric in ("peak_allocated", "peak_reserved")]
     cubes = ", ".join(f"{n}³" for n in sizes)
     kinds = " and ".join(sorted({row.kind for row in rows}))
     about = (
@@ -46,10 +48,21 @@ def show(library: Library) -> FigureContent:
         "filled. For a latent method, training includes the training of its autoencoder, and sampling includes "
         "decoding: the largest peak counts. Overlapping curves share a dashed line with alternating colours. Dashed "
         "grey lines: nominal memory of common GPUs, part of which the driver and the CUDA context need. The figure "
-        "uses no images and no seeds: memory depends only on sizes."
+        f"uses no images and no seeds: memory depends only on sizes.{left_out}"
     )
-    marks = _marks(rows, library)
-    return FigureContent(_table(everything, library), lambda column: _figure(rows, marks, column), about, records)
+    marks = _marks(drawn, library)
+    return FigureContent(_table(everything, library), lambda column: _figure(drawn, marks, column), about, records)
+
+
+def _few(rows: Sequence[PeakRow]) -> tuple[Sequence[PeakRow], str]:
+    """Return the rows of one variant per method, or all of the first method with several, and a sentence about it."""
+    by_method = grouped(rows, lambda row: row.method)
+    variants = {method: list(dict.fromkeys(row.variant for row in own)) for method, own in by_method.items()}
+    several = [method for method, names in variants.items() if len(names) > 1]
+    if len(several) < 2:
+        return rows, ""
+    few = [row for row in rows if row.method == several[0] or row.variant == variants[row.method][0]]
+    return few, f" Of {', '.join(several[1:])}, only the first variant is drawn; the table has the others."
 
 
 def _table(rows: Sequence[PeakRow], library: Library) -> Table:
