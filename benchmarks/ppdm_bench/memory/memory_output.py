@@ -1,7 +1,6 @@
 """Output of ``ppdm-bench memory``: records during the run, then tables and figures made from them."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from ppdm_baselines import REFERENCE
@@ -69,6 +68,8 @@ def present(
 ) -> tuple[str, list[Path]]:
     """Write table and figures into the folder; return the table as text, and all written files.
 
+    The files depend only on the records. Only the text has the host memory of Python, which is measured now.
+
     Args:
         records: records of this run.
         folder: output folder.
@@ -77,7 +78,6 @@ def present(
         columns: columns of the printed table; empty means those that fit into the terminal.
     """
     page = memory_page(memory_table(records, reference=REFERENCE, budget=budget), assumed=assumed)
-    page = replace(page, parts=[*page.parts, *filter(None, [host_sentence(records)])])
     written = [folder / RECORDS, *page.save(folder / "memory", columns)]
     if any(record.value is not None for record in records if record.metric == "peak_allocated"):
         written += save(memory_figure(records, reference=REFERENCE), folder / "memory")
@@ -85,7 +85,7 @@ def present(
             written += save(memory_figure(chosen, reference=REFERENCE), folder / "overview")
     if any(record.metric == "activations" for record in records):
         written += save(breakdown_figure(records), folder / "breakdown")
-    return page.to_text(columns), written
+    return page.plus(host_sentence(records)).to_text(columns), written
 
 
 def failures(records: Sequence[Record]) -> list[str]:

@@ -1,7 +1,7 @@
 """Output of ``ppdm-bench plan``: records of every answer, and the table and figure made from them."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +119,7 @@ def present(records: Sequence[Record], folder: Path | None, columns: Sequence[st
     The files also contain earlier answers in the folder to the same request: budget, size, batch size and options.
     """
     if folder is None:
-        return _page(records).to_text(columns), []
+        return _page(records).plus(host_sentence(records)).to_text(columns), []
     ledger = Ledger(folder)
     ledger.keep(records)
     requests = {_request(record) for record in records}
@@ -129,14 +129,12 @@ def present(records: Sequence[Record], folder: Path | None, columns: Sequence[st
     lines = gather_plan(shown)
     if any(line.cube is not None for line in lines):
         written += style.save(budget_figure(lines), folder / "plan")
-    return page.to_text(columns), written
+    return page.plus(host_sentence(shown)).to_text(columns), written
 
 
 def _page(records: Sequence[Record]) -> Page:
-    """Return the page: table, summary, durations and host memory."""
-    page = plan_page(gather_plan(records), durations_of(records))
-    times, host = duration_table(records), host_sentence(records)
-    return replace(page, parts=[*page.parts, *filter(None, [times]), *filter(None, [host])])
+    """Return the page: table, summary and durations."""
+    return plan_page(gather_plan(records), durations_of(records)).plus(duration_table(records))
 
 
 def _request(record: Record) -> tuple[object, ...]:

@@ -139,7 +139,7 @@ def test_host_memory_is_a_table_column_and_a_sentence(for_cuda, tmp_path, monkey
     text, _ = present(for_cuda, tmp_path, None, columns=["sample host GiB"])
     assert gib(found) in text
     assert f"Host RAM, besides the card: {gib(GIB + found)} GiB to translate one volume of 9×16×8 (tiny r=2" in text
-    assert "Host RAM, besides the card" in (tmp_path / "memory.md").read_text()
+    assert "Host RAM" not in (tmp_path / "memory.md").read_text()  # files do not depend on the machine
     with open(tmp_path / "memory.csv") as stream:
         (row,) = csv.DictReader(stream)
     assert row["sample_peak_host"] == str(found)

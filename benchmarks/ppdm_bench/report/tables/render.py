@@ -10,7 +10,7 @@ import csv
 import re
 import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
 from textwrap import wrap
@@ -152,6 +152,10 @@ class Page:
 
     parts: Sequence[str | Table]
     data: pd.DataFrame | None = None
+
+    def plus(self, part: str | Table | None) -> Page:
+        """Return the page with one more part at its end; nothing is added for None and an empty text."""
+        return replace(self, parts=[*self.parts, part]) if part else self
 
     def to_csv(self) -> str:
         """Return the data as CSV with six significant digits; empty if the page has no data."""
