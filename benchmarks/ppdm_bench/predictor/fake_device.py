@@ -19,6 +19,7 @@ from unittest import mock
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
@@ -209,7 +210,7 @@ class _Devices(TorchFunctionMode):
 
     def set_item(self, x: Tensor, index: Any, value: Any) -> None:
         """``x[index] = value``; integers and slices select a view, and PyTorch copies the value into it."""
-        if isinstance(value, Tensor) and self._device(value).type != self._device(x).type and _selects_view(index):
+        if isinstance(value, Tensor) and _selects_view(index) and self._device(value).type != self._device(x).type:
             part = x[index]
             self.copy(part, value.reshape(value.shape[max(0, value.ndim - part.ndim) :]))
         else:
@@ -290,6 +291,8 @@ class _Devices(TorchFunctionMode):
         return fakes is not None and fakes.converting and fakes.is_real(x)
 
     def _device(self, x: Tensor) -> torch.device:
+        while is_functorch_wrapped_tensor(x):  # inside `vmap` and `grad` of torch.func
+            x = get_unwrapped(x)
         x = next(plain(x))  # a wrapper tensor is on the device of its parts
         if isinstance(x, FakeTensor) and x.fake_device.type == "meta":
             return x.fake_device

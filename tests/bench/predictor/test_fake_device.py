@@ -196,6 +196,21 @@ def test_a_transfer_keeps_layout_values_and_gradients() -> None:
     once(step)
 
 
+def test_devices_are_known_inside_functions_of_torch_func() -> None:
+    def write(x: Tensor) -> Tensor:
+        assert x.device == CUDA
+        x = x.clone()
+        x[0] = x[1]
+        return x.copy_(x * 2)
+
+    def step() -> None:
+        x = torch.ones(4, 3, 2, device="cuda")
+        assert torch.vmap(write)(x).device == CUDA
+        assert torch.func.grad(lambda x: write(x).sum())(x).device == CUDA
+
+    once(step)
+
+
 def test_data_that_is_used_without_a_move_counts() -> None:
     volume = torch.ones(64, 1000)
     assert once(lambda: volume * 2).peak_allocated == 2 * 256_000
