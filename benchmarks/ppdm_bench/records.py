@@ -38,7 +38,7 @@ SCHEMA = 2  # version 2 added the field `samples`
 
 COMPRESSED = (".gz", ".xz")
 DAMAGE = (EOFError, zlib.error, lzma.LZMAError)  # of compressed data that are truncated or corrupted
-_MAX_EXPANDED_BYTES = 3 << 25  # the largest file so far has 48 million
+_MAX_EXPANDED_BYTES = 3 << 25  # the largest file so far has 69 million
 _XZ_MEMORY = 1 << 27  # more than the strongest preset of xz needs
 
 KINDS = ("measured", "predicted", "published")
