@@ -41,7 +41,7 @@ ablations: $(READY) ## Vary puzzle factor, loss and bridge (also on MANIFEST=pai
 	$(BIN)/ppdm-bench ablate $(OWN) --out runs/ablations
 
 # This target skips the set-up, which needs a network: any Python with the packages in pyproject.toml is enough.
-gpu:            ## Everything that needs a GPU, in parts of ten minutes (MINUTES=10 stops in time), under results/gpu
+gpu:            ## Everything that needs a GPU, in pieces of ten minutes (MINUTES=10 stops in time), under results/gpu
 	PYTHONPATH=.:baselines:benchmarks $(if $(wildcard $(READY)),$(BIN)/python,$(PYTHON)) -m ppdm_bench gpu \
 	  $(if $(MINUTES),--minutes $(MINUTES))
 

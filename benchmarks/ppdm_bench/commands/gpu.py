@@ -1,4 +1,4 @@
-"""``ppdm-bench gpu``: everything that needs a GPU, in parts of at most ten minutes each."""
+"""``ppdm-bench gpu``: everything that needs a GPU, in pieces of at most ten minutes each."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,27 +19,27 @@ if TYPE_CHECKING:
 
 NO_GPU = (
     "there is no CUDA device here, and every measurement of this command needs one. Run it on a machine with a GPU "
-    "(docs/gpu.md explains how; a checkout is enough), list the parts with --list, or try them with --device cpu"
+    "(docs/gpu.md explains how; a checkout is enough), list the pieces with --list, or try them with --device cpu"
 )
 
 
 def gpu(
     piece: Annotated[
         list[str] | None,
-        typer.Option(help="Run only this part, even if it is done; repeatable. Default: all parts that are not done."),
+        typer.Option(help="Run only this piece, also if it is done; repeatable. Default: all that are not done."),
     ] = None,
     minutes: Annotated[
         float | None,
-        number_option("minutes", "Stop before a part that does not fit into this time; default: no limit."),
+        number_option("minutes", "Stop before a piece that does not fit into this time; default: no limit."),
     ] = None,
-    show: Annotated[bool, typer.Option("--list", help="Only list the parts, their estimates and their state.")] = False,
-    device: Annotated[Literal["cuda", "cpu"], typer.Option(help="Device; cpu runs the parts in miniature.")] = "cuda",
+    show: Annotated[bool, typer.Option("--list", help="Only list the pieces, estimates and states.")] = False,
+    device: Annotated[Literal["cuda", "cpu"], typer.Option(help="Device; cpu runs the pieces in miniature.")] = "cuda",
     out: Annotated[
-        Path | None, typer.Option(help="Folder with one folder per part; default: results/gpu, in miniature runs/gpu.")
+        Path | None, typer.Option(help="Folder with one folder per piece; default: results/gpu, in miniature runs/gpu.")
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Run everything that needs a GPU, in parts of at most ten minutes. Run the same command again to continue."""
+    """Run everything that needs a GPU, in pieces of at most ten minutes. Run the same command again to continue."""
     folder = out or Path("runs/gpu" if device == "cpu" else "results/gpu")
     with redirect_stdout(sys.stderr):
         import torch
@@ -49,7 +49,7 @@ def gpu(
 
         pieces = listing()
         place = Place(device, folder, quiet=json)
-        wanted = _chosen_parts(pieces, piece or [])
+        wanted = _chosen_pieces(pieces, piece or [])
         if not show and device == "cuda" and not torch.cuda.is_available():
             raise RuntimeError(NO_GPU)
     if show:
@@ -61,15 +61,15 @@ def gpu(
     raise typer.Exit(code)
 
 
-def _chosen_parts(pieces: Sequence["SuitePiece"], names: Sequence[str]) -> list["SuitePiece"]:
+def _chosen_pieces(pieces: Sequence["SuitePiece"], names: Sequence[str]) -> list["SuitePiece"]:
     import difflib
 
     known = {piece.name: piece for piece in pieces}
     for name in names:
         if name not in known:
             nearest = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {nearest[0]}?" if nearest else "--list shows all parts"
-            raise typer.BadParameter(f"there is no part {name!r}; {hint}", param_hint="'--piece'")
+            hint = f"did you mean {nearest[0]}?" if nearest else "--list shows all pieces"
+            raise typer.BadParameter(f"there is no piece {name!r}; {hint}", param_hint="'--piece'")
     return [known[name] for name in dict.fromkeys(names)] if names else list(pieces)
 
 
@@ -84,7 +84,7 @@ def _list(pieces: Sequence["SuitePiece"], before: Mapping[str, "Record | None"],
     ]
     machine = "tiny on two CPU cores" if device == "cpu" else f"on one {CARD}"
     left = sum(p.estimate(device) for p in pieces if states[p.name] != "done") / 60
-    return "\n".join([*lines, f"Minutes are estimates {machine}; the parts that are left take {left:.0f} min."])
+    return "\n".join([*lines, f"Minutes are estimates {machine}; the pieces that are left take {left:.0f} min."])
 
 
 def _state(record: "Record | None") -> str:
@@ -97,7 +97,7 @@ def _carry_out(pieces: Sequence["SuitePiece"], place: "Place", minutes: float | 
     from ppdm_bench.gpu_suite.running import carry_out
 
     if not pieces:
-        notify("all parts are done; --piece repeats one")
+        notify("all pieces are done; --piece repeats one")
     seconds = None if minutes is None else 60 * minutes
 
     def begin(piece: "SuitePiece") -> None:
@@ -108,13 +108,13 @@ def _carry_out(pieces: Sequence["SuitePiece"], place: "Place", minutes: float | 
     if left := pieces[len(ended) :]:
         need = f"{left[0].name} takes about {left[0].estimate(place.device) / 60:.1f} min"
         if not ended:
-            raise RuntimeError(f"no part fits into {minutes:g} minutes: {need}; increase --minutes")
-        notify(f"stopped because the remaining time is too short: {need}; {len(left)} parts are left")
+            raise RuntimeError(f"no piece fits into {minutes:g} minutes: {need}; increase --minutes")
+        notify(f"stopped because the remaining time is too short: {need}; {len(left)} pieces are left")
     return ended
 
 
 def _report(ended: Sequence["Record"], folder: Path, json: bool) -> int:
-    """Print the results, report the state of each part, and return the exit code."""
+    """Print the results, report the state of each piece, and return the exit code."""
     from ppdm_bench.gpu_suite.running import PIECES
     from ppdm_bench.gpu_suite.summary import records_of, summarise
     from ppdm_bench.records import to_json_array

@@ -112,14 +112,14 @@ def test_a_failed_piece_does_not_stop_the_others_and_runs_last_next_time(done, t
     assert "c: the process was ended by signal 9" in err
     code, out, err = run("gpu", "--list", "--device", "cpu", "--out", tmp_path)
     assert [line.split()[3] for line in out.splitlines()[:4]] == ["failed", "begun", "failed", "done"]
-    assert "the parts that are left take 3 min" in out
+    assert "the pieces that are left take 3 min" in out
     ran.clear()
     codes.clear()
     assert run("gpu", "--device", "cpu", "--out", tmp_path)[0] == 0
     assert ran == ["b", "a", "c"]
     code, out, err = run("gpu", "--device", "cpu", "--out", tmp_path)
     assert (code, ran) == (0, ["b", "a", "c"])
-    assert "all parts are done" in err
+    assert "all pieces are done" in err
 
 
 def test_the_run_stops_before_a_piece_that_exceeds_the_remaining_time(done, monkeypatch, tmp_path):
@@ -127,11 +127,11 @@ def test_the_run_stops_before_a_piece_that_exceeds_the_remaining_time(done, monk
     monkeypatch.setattr(listing_module, "listing", lambda: [piece("a"), piece("b", seconds=599), piece("c")])
     code, _, err = run("gpu", "--device", "cpu", "--out", tmp_path, "--minutes", "9")
     assert (code, ran) == (0, ["a"])
-    assert "stopped because the remaining time is too short: b takes about 10.0 min; 2 parts are left" in err
+    assert "stopped because the remaining time is too short: b takes about 10.0 min; 2 pieces are left" in err
     ran.clear()
     code, _, err = run("gpu", "--device", "cpu", "--out", tmp_path / "other", "--minutes", "0.9")
     assert (code, ran) == (1, [])
-    assert "no part fits into 0.9 minutes: a takes about 1.0 min; increase --minutes" in err
+    assert "no piece fits into 0.9 minutes: a takes about 1.0 min; increase --minutes" in err
 
 
 def test_a_requested_piece_runs_again(done, tmp_path):

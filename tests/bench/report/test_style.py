@@ -48,6 +48,24 @@ def test_labels_at_one_place_move_apart_and_others_stay() -> None:
     assert near[1].xyann[1] == pytest.approx(0, abs=1)  # the mean position of a cluster does not change
 
 
+@pytest.mark.parametrize(("other", "moves"), [(0.4, True), (0.8, False), (1.2, False)])
+def test_a_label_moves_past_a_marker_unless_the_marker_is_far_away(other: float, moves: bool) -> None:
+    figure = style.new_figure("single", 3)
+    axes = figure.add_subplot()
+    axes.plot([0.3, other], [5, 5], marker="o")
+    axes.set(xlim=(0, 2), ylim=(0, 10))
+    label = style.end_label(axes, 0.3, 5, "a name of thirty characters ...", "black")
+    before = Text.get_window_extent(label)
+    figure.draw_without_rendering()
+    style.move_apart(figure, [[label]])
+    label.get_window_extent()
+    centre, _ = axes.transData.transform((other, 5))
+    after = Text.get_window_extent(label)
+    assert (after.x0 > centre) == moves
+    assert (label.xyann[0] == 12) != moves
+    assert after.width == pytest.approx(before.width)
+
+
 def test_labels_at_the_top_stay_below_the_title() -> None:
     figure = style.new_figure("single", 3)
     axes = figure.add_subplot()

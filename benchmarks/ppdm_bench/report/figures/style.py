@@ -26,6 +26,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.text import Annotation, Text
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarFormatter
+from matplotlib.transforms import Affine2D, Bbox
 
 from ppdm_bench.records import Record
 from ppdm_bench.report.atomic_io import replace_file
@@ -57,6 +58,7 @@ HATCHES = {"measured": "", "predicted": "//////", "published": "......"}
 _MAX_COLOURS = 8192  # a picture with more colours is not reduced to a palette
 _MAX_TICKS = 9
 _LABEL_DISTANCE = 8.0  # points between the centres of adjacent labels
+_MARKER, _NEAR = 6.0, 32.0  # points: size of a marker with its edge; distance that a label may move to avoid one
 _TICK_DIGITS = ((1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,))  # of ticks on a logarithmic axis
 
 # Text stays text in PDF files (TrueType instead of Type 3), as publishers require. The font comes with matplotlib.
@@ -239,25 +241,64 @@ def end_label(axes: Axes, x: float, y: float, text: str, colour: str) -> Annotat
 
 
 def move_apart(figure: Figure, panels: Sequence[Sequence[Annotation]]) -> None:
-    """Move the labels of each panel up and down so that they do not overlap; the figure must be complete."""
+    """Move the labels of each panel up and down so that they do not overlap; the figure must be complete.
+
+    A label that would cover a marker is moved to the right of it, if that is near: far away, the label would no longer
+    be read with its own point.
+    """
     figure.draw_without_rendering()
-    points = 72 / figure.dpi
     for labels in panels:
-        columns: list[list[tuple[float, Annotation]]] = []  # labels that overlap horizontally
-        right = float("-inf")
-        boxes = [(Text.get_window_extent(label), label) for label in labels]  # of the text only, without its line
-        for box, label in sorted(boxes, key=lambda one: one[0].x0):
-            if box.x0 > right:
-                columns.append([])
-            columns[-1].append(((box.y0 + box.y1) / 2 * points, label))
-            right = max(right, box.x1)
-        for column in columns:
-            column.sort(key=lambda one: one[0])
-            axes = column[0][1].axes
-            assert isinstance(axes, Axes)
-            highest = axes.bbox.y1 * points - _LABEL_DISTANCE / 2  # a higher label would cover the title of the axes
-            for (height, label), place in zip(column, _spread([height for height, _ in column], highest), strict=True):
-                label.xyann = (label.xyann[0], place - height)
+        _stack(labels)
+        if _move_past_markers(labels):
+            _stack(labels)
+
+
+def _stack(labels: Sequence[Annotation]) -> None:
+    """Move the labels up and down, beginning at the heights of their points."""
+    columns: list[list[tuple[float, Annotation]]] = []  # labels that overlap horizontally
+    right = float("-inf")
+    for label in labels:
+        label.xyann = (label.xyann[0], 0)
+    for box, label in sorted(((_text_box(label), label) for label in labels), key=lambda one: one[0].x0):
+        if box.x0 > right:
+            columns.append([])
+        columns[-1].append(((box.y0 + box.y1) / 2, label))
+        right = max(right, box.x1)
+    for column in columns:
+        column.sort(key=lambda one: one[0])
+        axes = column[0][1].axes
+        assert isinstance(axes, Axes)
+        highest = axes.bbox.y1 * _points(axes) - _LABEL_DISTANCE / 2  # a higher label would cover the title of the axes
+        for (height, label), place in zip(column, _spread([height for height, _ in column], highest), strict=True):
+            label.xyann = (label.xyann[0], place - height)
+
+
+def _move_past_markers(labels: Sequence[Annotation]) -> bool:
+    """Move every label that covers a marker to the right of it, if that is near; return whether any was moved."""
+    moved = False
+    for label in labels:
+        axes, box = label.axes, _text_box(label)
+        assert isinstance(axes, Axes)
+        lines = [line for line in axes.lines if line.get_marker() not in ("", "None", None)]
+        centres = [xy * _points(axes) for line in lines for xy in line.get_transform().transform(line.get_xydata())]
+        reach = _MARKER / 2
+        covered = [x for x, y in centres if box.x0 - reach < x < box.x1 + reach and box.y0 - reach < y < box.y1 + reach]
+        if covered and (distance := max(covered) + _MARKER - box.x0) <= _NEAR:
+            label.xyann = (label.xyann[0] + distance, label.xyann[1])
+            moved = True
+    return moved
+
+
+def _text_box(label: Annotation) -> Bbox:
+    """Return the box of the text without its line, in points."""
+    label.get_window_extent()  # computes the place
+    return Text.get_window_extent(label).transformed(Affine2D().scale(_points(label)))
+
+
+def _points(artist: Artist) -> float:
+    """Return the size of a pixel in points."""
+    assert artist.figure is not None
+    return 72 / artist.figure.dpi
 
 
 def _spread(heights: Sequence[float], highest: float) -> list[float]:
