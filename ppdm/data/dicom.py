@@ -134,7 +134,7 @@ def _several(sitk: Any, folder: Path, groups: dict[str, list[Path]]) -> str:
     lines = [f"{folder} holds {len(groups)} DICOM series, expected one; name one file of the series wanted instead:"]
     for uid, files in groups.items():
         description = _text(_information(sitk, files[0]), _DESCRIPTION) or "no description"
-        lines.append(f"{min(files, key=lambda file: file.name).name}: {description}, {len(files)} slices, UID {uid}")
+        lines.append(f"{min(files, key=lambda file: file.name).name}: {description}, slices: {len(files)}, UID {uid}")
     return "\n  ".join(lines)
 
 
@@ -184,7 +184,7 @@ def _volume(path: Path, slices: list[_Slice]) -> Series:
                 "orientation; name a folder with only the slices of one volume."
             )
     if first.announced > len(slices):
-        raise VolumeError(f"{path} has {len(slices)} slices, and its files state {first.announced}; {_WHOLE}.")
+        raise VolumeError(f"{path} has {len(slices)} of the {first.announced} slices that its files state; {_WHOLE}.")
     normal = np.cross(*first.directions.T)
     slices = sorted(slices, key=lambda one: float(one.position @ normal))
     step = _step(path, slices, normal)

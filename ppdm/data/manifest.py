@@ -202,8 +202,8 @@ def mixed_units(pairs: Sequence[Pair]) -> Iterator[str]:
     without = [pair.subject for pair in pairs if pair.suv_factor is None]
     if 0 < len(without) < len(pairs):
         yield (
-            f"{len(pairs) - len(without)} pairs have an suv_factor and {len(without)} have none (such as subject "
-            f"{without[0]}); give it for all (PET) or for none (MRI)."
+            f"of {len(pairs)} pairs, {len(without)} without suv_factor (such as subject {without[0]}); give it for all "
+            "(PET) or for none (MRI)."
         )
 
 

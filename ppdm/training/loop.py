@@ -260,9 +260,9 @@ def _warm_start(training: Training, path: str | os.PathLike[str]) -> str:
 def _warn_of_learning_rate(session: Session, before: int) -> None:
     steps, rate = session.schedule.steps, session.learning_rate
     warnings.warn(
-        f"The run that was finished after {before} steps continues to {steps}. Its learning rate had fallen to 0; now "
-        f"it rises to {rate:.3g}, as in a run of {steps} steps, and falls to 0 again. The result is not that of a run "
-        f"of {steps} steps from the start",
+        f"The run that was finished after step {before} continues to step {steps}. Its learning rate had fallen to 0; "
+        f"now it rises to {rate:.3g}, as in a run of {steps} steps, and falls to 0 again. The result is not that of a "
+        f"run of {steps} steps from the start",
         stacklevel=4,
     )
 

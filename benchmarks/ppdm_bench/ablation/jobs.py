@@ -17,6 +17,7 @@ from ppdm_bench.evaluation.jobs import train_in_jobs
 from ppdm_bench.isolation.slurm import JOBS, LauncherError, spread
 from ppdm_bench.isolation.sweep import RECORDS, Ledger
 from ppdm_bench.records import Record, RecordFile
+from ppdm_bench.units import plural
 
 STEP_TIMES_FOLDER = "pace"  # folder for the records of the job that measures step times
 
@@ -71,7 +72,7 @@ def train_in_jobs_and_score(
     Raises:
         LauncherError: jobs cannot be submitted.
     """
-    show_progress(f"{len(wanted)} trainings in jobs")
+    show_progress(f"{plural(len(wanted), 'training')} in jobs")
     outcomes = train_in_jobs([work.trial for work in wanted], out, device, options, lambda trial: ended())
     yield from score_outcomes(plan, wanted, outcomes, out, lambda text, share: show_progress(text))
 

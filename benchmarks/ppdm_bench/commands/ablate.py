@@ -24,6 +24,7 @@ from ppdm_bench.commands.values import (
     read_option,
     whole_number,
 )
+from ppdm_bench.units import plural
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -270,7 +271,7 @@ def _introduce(plan: "Ablation", quick: bool) -> None:
     if plan.too_large:
         grids = ", ".join(str(factor) for factor in plan.too_large)
         notify(f"the volumes are too small for the seam index at factor {grids}; it is not computed")
-    notify(f"{len(plan.present)} configurations; first, a few training steps of each are timed")
+    notify(f"{plural(len(plan.present), 'configuration')}; first, a few training steps of each are timed")
 
 
 def _announce(
@@ -291,8 +292,9 @@ def _announce(
     minutes = (memory + sum(work.seconds for work in left)) / 60
     whose = " of all machines" if spread else ""
     notify(
-        f"{len(plan.present)} configurations on {', '.join(one.task for one in plan.sets)}: {len(wanted)} trainings, "
-        f"{len(wanted) - len(left)} of them done; a step takes {fast} to {slow}; about {minutes:.0f} min{whose} left"
+        f"{plural(len(plan.present), 'configuration')} on {', '.join(one.task for one in plan.sets)}: "
+        f"{plural(len(wanted), 'training')}, {len(wanted) - len(left)} of them done; "
+        f"a step takes {fast} to {slow}; about {minutes:.0f} min{whose} left"
     )
     if quick and minutes > LONGEST_QUICK_MINUTES and not spread:
         notify(

@@ -19,7 +19,7 @@ from ppdm_bench.commands.values import (
     read_spacing,
     whole_number,
 )
-from ppdm_bench.units import shape_text
+from ppdm_bench.units import plural, shape_text
 
 if TYPE_CHECKING:
     from ppdm.data.manifest import Pair
@@ -59,7 +59,7 @@ def list_() -> None:
     print(f"cache ({cache_folder()}):")
     held = cached_sets()
     for entry in held:
-        print(f"  {entry.name}  {entry.subjects} subjects, {entry.bytes / 2**20:.1f} MiB")
+        print(f"  {entry.name}  {plural(entry.subjects, 'subject')}, {entry.bytes / 2**20:.1f} MiB")
     if not held:
         print("  nothing yet")
 
@@ -108,9 +108,9 @@ def make(
         )
     write_manifest(out / MANIFEST, pairs)
     print(
-        f"{subjects} subjects ({_split_counts(pairs)}) of "
+        f"{plural(subjects, 'subject')} ({_split_counts(pairs)}) of "
         f"{shape_text(recipe.grid.shape)} voxels of {'×'.join(f'{mm:g}' for mm in recipe.grid.spacing)} mm\n"
-        f"written: {out / MANIFEST}, {len(pairs)} pairs"
+        f"written: {out / MANIFEST}, {plural(len(pairs), 'pair')}"
     )
 
 
@@ -179,7 +179,8 @@ def manifest(
     for remark in remarks:
         notify(remark)
     subjects = {pair.subject for pair in pairs}
-    print(f"{len(pairs)} pairs of {len(subjects)} subjects ({_split_counts(pairs)})\nwritten: {out}")
+    numbers = f"{plural(len(pairs), 'pair')} of {plural(len(subjects), 'subject')}"
+    print(f"{numbers} ({_split_counts(pairs)})\nwritten: {out}")
 
 
 @app.command()
@@ -258,7 +259,8 @@ def sheet(
             f"a contact sheet has one scale, but the pairs have voxels of {len(set(spacings))} sizes in mm; give a "
             "manifest of pairs with one voxel size"
         )
-    title = f"{manifest.name} in {manifest.absolute().parent.name}, {min(limit, len(pairs))} of {len(pairs)} pairs"
+    numbers = f"{min(limit, len(pairs))} of {plural(len(pairs), 'pair')}"
+    title = f"{manifest.name} in {manifest.absolute().parent.name}, {numbers}"
     colours = _display_options(pairs[0])["colours"]
     columns = 6 if max(map(len, names)) <= _LONGEST_TITLE else 4
     figure = contact_sheet(volumes, spacings[0], names, columns, title=title, plane=plane, colours=colours)

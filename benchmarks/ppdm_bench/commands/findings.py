@@ -3,7 +3,7 @@
 from typing import Any
 
 from ppdm.data.checking import Findings, Report
-from ppdm_bench.units import shape_text
+from ppdm_bench.units import plural, shape_text
 
 
 def findings_text(findings: Findings) -> str:
@@ -16,7 +16,8 @@ def findings_text(findings: Findings) -> str:
     faults = len(findings.faults) + sum(len(report.faults) for report in findings.reports)
     remarks = sum(len(report.remarks) for report in findings.reports)
     sound = sum(report.sound for report in findings.reports)
-    return "\n".join([*lines, f"{sound} of {len(findings.reports)} pairs sound; {faults} faults, {remarks} remarks"])
+    counts = f"{plural(faults, 'fault')}, {plural(remarks, 'remark')}"
+    return "\n".join([*lines, f"{sound} of {plural(len(findings.reports), 'pair')} sound; {counts}"])
 
 
 def findings_rows(findings: Findings) -> list[dict[str, Any]]:

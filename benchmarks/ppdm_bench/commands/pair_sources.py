@@ -22,6 +22,7 @@ from ppdm.sources import SOURCE
 from ppdm_bench.commands.terminal import progress
 from ppdm_bench.isolation.sweep import RECORDS
 from ppdm_bench.records import RecordFile
+from ppdm_bench.units import plural
 
 ProgressCallback = Callable[[int, int], None]
 Shape = tuple[int, int, int]
@@ -163,7 +164,7 @@ class PhantomSubjects:
         self.recipe()
 
     def __str__(self) -> str:
-        return f"{self.task} with {self.subjects} subjects"
+        return f"{self.task} with {plural(self.subjects, 'subject')}"
 
     def recipe(self) -> Recipe:
         """Return the recipe of the subjects."""

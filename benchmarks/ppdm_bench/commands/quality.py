@@ -31,6 +31,7 @@ from ppdm_bench.commands.values import (
     read_option,
     whole_number,
 )
+from ppdm_bench.units import plural
 
 if TYPE_CHECKING:
     from ppdm import Method
@@ -175,7 +176,7 @@ def quality(
                     if jobs is None:
                         outcomes = _train(plan, out, sampling.device, whole)
                     else:
-                        whole.show(f"{len(plan)} trainings in jobs")
+                        whole.show(f"{plural(len(plan), 'training')} in jobs")
                         outcomes = train_in_jobs(plan, out, device, jobs, lambda trial: whole.ended())
                 if not ranks.is_first:  # only one process scores
                     raise typer.Exit
@@ -222,7 +223,8 @@ def _check_curve(
     if curve is not None and steps is None and paces is None:
         raise typer.BadParameter("--curve needs the number of steps: give --steps, or --minutes with --paces")
     if curve is not None and steps is not None and steps < curve:
-        raise typer.BadParameter(f"{steps} steps are too few for {curve} validations (--curve); increase --steps")
+        few = f"{plural(steps, 'step')}: too few for {plural(curve, 'validation')}"
+        raise typer.BadParameter(f"{few} (--curve); increase --steps")
 
 
 def _with_steps_for_minutes(plan: "Sequence[Trial]", paces: Path, device: str, least: int) -> "list[Trial]":
@@ -239,8 +241,8 @@ def _with_steps_for_minutes(plan: "Sequence[Trial]", paces: Path, device: str, l
     for trial in made:
         if (steps := trial.schedule.steps or 0) < least:
             raise typer.BadParameter(
-                f"in this time, {trial.label} on {trial.subjects} has {steps} steps, too few for {least} validations "
-                "(--curve); increase --minutes"
+                f"in this time, {trial.label} on {trial.subjects} has {plural(steps, 'step')}, too few for "
+                f"{plural(least, 'validation')} (--curve); increase --minutes"
             )
     return made
 

@@ -26,6 +26,7 @@ from ppdm.training.tensorboard import TensorBoard
 from ppdm_bench.commands.pair_sources import ProgressCallback, Subjects
 from ppdm_bench.commands.terminal import ensure_writable, notify, progress
 from ppdm_bench.devices import training_device
+from ppdm_bench.units import plural
 
 CURVE = "loss.png"
 
@@ -119,7 +120,7 @@ def train_run(
     with ranks.together():
         method = with_sources_of(method, subjects.sources())
     if steps := ranks.by_first(lambda: finished_steps(run, method, schedule, keep_last=standalone)):
-        return f"{run.folder} is complete: {steps} steps were done; nothing is left to do"
+        return f"{run.folder} is complete: {plural(steps, 'step')} done, nothing is left to do"
     with ranks.together():
         pairs, held = training_sets(subjects.pairs(preparing), schedule, str(subjects), resample=subjects.resample)
     options: dict[str, Any] = {"device": device, "init_from": init_from, "keep_last": standalone, "progress": show}
@@ -226,7 +227,8 @@ def _lock(run: Run, opened: ExitStack) -> None:
 
 def _summary(end: StepReport, pairs: int, path: Path, run: Run) -> str:
     validated = "" if end.validation_loss is None else f", validation loss {end.validation_loss:.4f}"
-    lines = [f"{end.step} steps in {end.seconds:.1f} s on {pairs} pairs, last loss {end.loss:.4f}{validated}"]
+    done = f"{plural(end.step, 'step')} in {end.seconds:.1f} s on {plural(pairs, 'pair')}"
+    lines = [f"{done}, last loss {end.loss:.4f}{validated}"]
     if end.skipped:
         lines.append(f"{end.skipped} of these steps changed no weights, because gradients overflowed in fp16")
     if note := untrained_note(run.log):

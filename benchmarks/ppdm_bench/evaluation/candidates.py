@@ -219,8 +219,8 @@ def _prediction_files(folder: Path, cases: Sequence[CaseFiles]) -> dict[str, Pat
     found = {name: path for name, paths in places.items() for path in paths if path.is_file()}
     if absent := [name for name in places if name not in found]:
         raise CaseError(
-            f"{len(absent)} of {len(places)} cases have no prediction in {folder} ({_few(absent)}); name each file "
-            f"after its case, such as {places[absent[0]][0]}."
+            f"{len(absent)} of {plural(len(places), 'case')} have no prediction in {folder} ({_few(absent)}); name "
+            f"each file after its case, such as {places[absent[0]][0]}."
         )
     return found
 

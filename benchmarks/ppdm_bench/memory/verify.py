@@ -14,6 +14,7 @@ from ppdm_bench.isolation.runner import run_child
 from ppdm_bench.isolation.sweep import Ledger, Sweep, SweepCase
 from ppdm_bench.memory.command import WORKER
 from ppdm_bench.records import Record
+from ppdm_bench.units import plural
 
 VERIFIED = "verified_at"
 
@@ -91,7 +92,8 @@ def verify(measured: Record, limit: int, sweep: Sweep) -> Record:
 def verdict(verified: Sequence[Record]) -> str:
     """Return the results of the verifications as text; an empty string if there were none."""
     ran, short = ([r for r in verified if r.status == status] for status in ("ok", "oom"))
-    lines = [f"Second verification: {len(ran)} of {len(ran) + len(short)} runs succeeded within the predicted memory."]
+    runs = f"{len(ran)} of {plural(len(ran) + len(short), 'run')}"
+    lines = [f"Second verification: {runs} succeeded within the predicted memory."]
     lines += [f"{_name(record)} failed within {record.value:,} bytes: {record.reason}" for record in short]
     return "\n".join([*lines, ""]) if ran or short else ""
 

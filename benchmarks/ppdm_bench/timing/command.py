@@ -15,7 +15,7 @@ from ppdm_bench.predictor.cards import Sheet
 from ppdm_bench.predictor.target import Target
 from ppdm_bench.records import Record
 from ppdm_bench.timing.clock import FIRST, Protocol
-from ppdm_bench.units import shape_text
+from ppdm_bench.units import plural, shape_text
 
 WORKER = "ppdm_bench.timing.worker"
 
@@ -194,7 +194,7 @@ def _skipped_and_estimated(
     slope, intercept = linear_regression(list(points), list(points.values()))
     about = {**common, "steps": evaluations}
     why = (
-        f"a volume of {evaluations} evaluations cannot be repeated often enough within {plan.timeout:g} s; "
+        f"a volume of {plural(evaluations, 'evaluation')} cannot be repeated often enough within {plan.timeout:g} s; "
         "set a longer --timeout"
     )
     longest = max(intercept + slope * evaluations, *points.values())

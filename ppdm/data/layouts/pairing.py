@@ -126,7 +126,7 @@ def _present(folder: Path, scans: list[_Scan], remarks: list[str]) -> list[_Scan
     """Return the scans whose files exist; a link may point to a file that was never downloaded."""
     lost = {scan.name for scan in scans if not os.path.exists(folder / scan.name)}
     if lost:
-        remarks.append(f"{len(lost)} files are links to nothing, such as {_examples(sorted(lost))}; fetch them.")
+        remarks.append(f"Links to nothing: {len(lost)}, such as {_examples(sorted(lost))}; fetch them.")
     return [scan for scan in scans if scan.name not in lost]
 
 
@@ -229,7 +229,7 @@ def _splits(visits: list[_Visit], seed: int, fractions: Fractions) -> tuple[dict
     for visit in visits:
         named[visit.subject].add(visit.split)
     if torn := [subject for subject, splits in named.items() if len(splits) > 1]:
-        raise LayoutError(f"{len(torn)} subjects are in two splits ({_some(torn)}); keep each patient in one.")
+        raise LayoutError(f"Subjects in two splits: {len(torn)} ({_some(torn)}); keep each patient in one.")
     given = {subject: split for subject, (split,) in named.items()}
     unnamed = [subject for subject, split in given.items() if not split]
     try:

@@ -38,7 +38,7 @@ def splits_of(patients: Iterable[str], seed: int = 0, fractions: Fractions = (0.
     wanted = [name for name, fraction in zip(SPLITS, fractions, strict=True) if fraction]
     if len(splits) < len(wanted):
         raise TooFewPatientsError(
-            f"{len(splits)} subjects cannot fill the splits {', '.join(wanted)}: at least {len(wanted)} are needed."
+            f"The splits {', '.join(wanted)} need at least {len(wanted)} subjects, got {len(splits)}."
         )
     for empty in (name for name in wanted if name not in splits.values()):
         largest, _ = Counter(splits.values()).most_common(1)[0]

@@ -133,7 +133,7 @@ def test_step_times_of_another_machine_are_used(place, monkeypatch):
     ("words", "sentence"),
     [
         (("--curve", 1, "--steps", 6), "expected a whole number of at least 2"),
-        (("--curve", 8, "--steps", 6), "6 steps are too few for 8 validations (--curve)"),
+        (("--curve", 8, "--steps", 6), "6 steps: too few for 8 validations (--curve)"),
         (("--curve", 3, "--minutes", 1), "--curve needs the number of steps"),
         (("--paces", "paces.jsonl", "--steps", 6), "--paces turns minutes into steps; give --minutes"),
     ],

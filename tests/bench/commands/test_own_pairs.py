@@ -223,7 +223,7 @@ def with_a_copy_in_another_split(folder):
         (without_training, (), "has no pair in the split 'train', but 0 in train, 1 in val, 1 in test; mark some rows"),
         (without_a_file, (), "line 5: target 3b.nii.gz is not a file"),
         (on_two_grids, (), "resample one of them onto the grid of the other first (--resample does so"),
-        (of_two_kinds, (), "4 pairs have an suv_factor and 1 have none"),
+        (of_two_kinds, (), "of 5 pairs, 1 without suv_factor"),
         (with_a_broken_file, (), "3b.nii.gz is truncated: its gzip data end too early; copy or download it again."),
         (with_an_empty_scan, (), "1b.nii.gz: every voxel is 0, expected an image"),
         (with_an_empty_mask, (), "mask.nii.gz: no voxel of the mask lies above 0"),

@@ -43,7 +43,7 @@ def test_train_with_a_task_needs_no_manifest(folder, monkeypatch):
     code, out, err = run(*TRAIN, "--task", "mri-t1t2", "--subjects", 1, "--size", 8)
     assert (code, err) == (0, "")
     assert out.startswith("2 steps in ")
-    assert "on 1 pairs" in out
+    assert "on 1 pair," in out
     options = json.loads(Path("run/options.json").read_text())["options"]
     assert options["task"] == {"task": "mri-t1t2", "subjects": 1, "size": 8, "data_seed": 0, "grid": "cubic"}
     assert load("run").spacing == pytest.approx(PhantomSubjects("mri-t1t2", size=8).recipe().grid.spacing)

@@ -54,7 +54,7 @@ def test_a_finished_run_can_continue_with_more_steps(words):
     assert run(*words, "--out", "run")[0] == 0
     code, out, err = run(*words, "--out", "run", "--resume", "--steps", 6)
     assert code == 0
-    assert "finished after 4 steps continues to 6. Its learning rate had fallen to 0; now it rises to " in err
+    assert "finished after step 4 continues to step 6. Its learning rate had fallen to 0; now it rises to " in err
     assert out.startswith("6 steps in ")
     assert load("run").steps == 6
     assert [json.loads(line)["step"] for line in Path("run/log.jsonl").read_text().splitlines()] == [1, 2, 3, 4, 5, 6]

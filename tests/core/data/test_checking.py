@@ -298,7 +298,7 @@ def test_suv_factors_for_only_some_pairs_are_a_fault_of_the_whole_set(tmp_path):
     assert check_pairs(pairs).sound
     findings = check_pairs([pairs[0], replace(pairs[1], suv_factor=None), pairs[2]], ["line 3: it is odd"])
     assert findings.faults[0] == "line 3: it is odd"
-    assert "2 pairs have an suv_factor and 1 have none (such as subject train1)" in findings.faults[1]
+    assert "of 3 pairs, 1 without suv_factor (such as subject train1)" in findings.faults[1]
     assert not findings.sound
     assert all(report.sound for report in findings.reports)
 

@@ -367,8 +367,8 @@ def test_two_series_in_a_folder_are_listed_and_one_file_selects_its_series(tmp_p
     dicom(folder, other, "1.2.3.2", "T2 axial", prefix="T2_")
     message = refusal(folder)
     assert "holds 2 DICOM series, expected one; name one file of the series wanted instead" in message
-    assert "IM0000.dcm: T1 axial, 5 slices, UID 1.2.3.1" in message
-    assert "T2_0000.dcm: T2 axial, 5 slices, UID 1.2.3.2" in message
+    assert "IM0000.dcm: T1 axial, slices: 5, UID 1.2.3.1" in message
+    assert "T2_0000.dcm: T2 axial, slices: 5, UID 1.2.3.2" in message
     first, second = read_volume(folder / "IM0000.dcm").data, read_volume(folder / "T2_0007.dcm").data
     np.testing.assert_array_equal(first + 5, second)
 

@@ -319,7 +319,7 @@ def test_links_are_followed_and_broken_links_are_reported(tmp_path):
     (data / "s3").symlink_to(tree(tmp_path / "elsewhere", "a.nii", "b.nii"))
     rows, remarks = found(data, OWN)
     assert rows == [("s1", "s1/a.nii", "s1/b.nii"), ("s3", "s3/a.nii", "s3/b.nii")]
-    assert remarks[0] == "1 files are links to nothing, such as s2/a.nii; fetch them."
+    assert remarks[0] == "Links to nothing: 1, such as s2/a.nii; fetch them."
     assert "no file of a: s2" in remarks[1]
 
 
@@ -398,9 +398,7 @@ def test_no_split_is_empty(tmp_path):
 def test_too_few_subjects_for_three_splits_all_go_to_train(tmp_path):
     pairs, remarks = pairs_from_folder(tree(tmp_path, *(f"s{i}/{kind}.nii" for i in range(2) for kind in "ab")), OWN)
     assert [pair.split for pair in pairs] == ["train", "train"]
-    assert remarks[0] == (
-        "2 subjects cannot fill the splits train, val, test: at least 3 are needed. All of them are in train."
-    )
+    assert remarks[0] == "The splits train, val, test need at least 3 subjects, got 2. All of them are in train."
 
 
 def test_a_patient_in_two_folders_of_splits_is_refused(tmp_path):
@@ -409,7 +407,7 @@ def test_a_patient_in_two_folders_of_splits_is_refused(tmp_path):
         *(f"{split}/{k}/p_{k[:-3] or 5}_{k[-3:]}.nii" for split in ("train", "val") for k in ("5NAC",)),
         *(f"{split}/100AC/p_100_AC.nii" for split in ("train", "val")),
     )
-    assert "1 subjects are in two splits (p)" in complaint(tmp_path, "madm")
+    assert "Subjects in two splits: 1 (p)" in complaint(tmp_path, "madm")
 
 
 # Refusals

@@ -62,7 +62,7 @@ def test_fit_trains_on_a_training_set(tmp_path):
 
 
 def test_suv_factors_for_only_some_pairs_are_refused(tmp_path):
-    with pytest.raises(PairsError, match=r"1 pairs have an suv_factor and 1 have none \(such as subject s1\)"):
+    with pytest.raises(PairsError, match=r"of 2 pairs, 1 without suv_factor \(such as subject s1\)"):
         TrainingSet.from_manifest(manifest(tmp_path, (2.0, None, None)))
 
 

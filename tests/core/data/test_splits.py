@@ -55,8 +55,8 @@ def test_with_many_patients_no_patient_moves():
 @pytest.mark.parametrize(
     ("patients", "fractions", "needed"),
     [
-        (["a", "a", "b"], (0.8, 0.1, 0.1), "2 subjects cannot fill .*train, val, test: at least 3"),
-        ([], (0.5, 0.0, 0.5), "0 subjects cannot fill .*train, test: at least 2"),
+        (["a", "a", "b"], (0.8, 0.1, 0.1), "train, val, test need at least 3 subjects, got 2"),
+        ([], (0.5, 0.0, 0.5), "train, test need at least 2 subjects, got 0"),
     ],
 )
 def test_too_few_patients_are_refused_with_the_required_number(patients, fractions, needed):

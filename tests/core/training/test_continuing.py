@@ -153,7 +153,9 @@ def finished(tmp_path):
 def test_a_finished_run_continues_to_more_steps(finished):
     before = load_file(finished / "state-000004.safetensors")
     rate = Schedule(steps=8).learning_rate(TINY, 4, 0.0)
-    with pytest.warns(UserWarning, match=f"finished after 4 steps continues to 8.* rises to {rate:.3g}.* falls to 0"):
+    with pytest.warns(
+        UserWarning, match=f"finished after step 4 continues to step 8.* rises to {rate:.3g}.* falls to 0"
+    ):
         fit(TINY, PAIRS, steps=8, run=Run(finished, resume=True))
     log = rows(finished / "log.jsonl")
     assert [row["step"] for row in log] == list(range(1, 9))
@@ -168,7 +170,7 @@ def test_a_finished_run_continues_to_more_steps(finished):
 
 def test_interrupted_additional_steps_resume_to_the_same_result(finished, tmp_path):
     shutil.copytree(finished, tmp_path / "copy")
-    with pytest.warns(UserWarning, match="continues to 8"):
+    with pytest.warns(UserWarning, match="continues to step 8"):
         whole = fit(TINY, PAIRS, steps=8, run=Run(tmp_path / "copy", resume=True))
 
     def more(dies_after, **how):
@@ -178,7 +180,7 @@ def test_interrupted_additional_steps_resume_to_the_same_result(finished, tmp_pa
 
         fit(TINY, PAIRS, steps=8, run=Run(finished, resume=True, **how), progress=die)
 
-    with pytest.warns(UserWarning, match="continues to 8"), pytest.raises(Died):
+    with pytest.warns(UserWarning, match="continues to step 8"), pytest.raises(Died):
         more(5)  # only the options were saved
     with warnings.catch_warnings(action="error"), pytest.raises(Died):
         more(7, save_steps=1)

@@ -145,7 +145,7 @@ def test_only_the_first_rank_writes_files_and_output(folder, came):
     assert steps(folder, "plain") == [1, 2, 3, 4, 5, 6]
     options = json.loads((folder / "run-plain" / "options.json").read_text())
     assert options["environment"]["ranks"] == 2
-    assert "is complete: 6 steps were done" in came["again"]["out"][0]
+    assert "is complete: 6 steps done" in came["again"]["out"][0]
     assert came["again"]["out"][1] == ""
 
 

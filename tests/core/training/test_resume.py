@@ -558,7 +558,7 @@ def test_a_finished_run_is_not_changed(words):
     before = {path.name: path.read_bytes() for path in Path("run").iterdir()}
     code, out, _ = run(*words, "--out", "run", "--resume")
     assert code == 0
-    assert "run is complete: 4 steps were done" in out
+    assert "run is complete: 4 steps done" in out
     assert "steps was 4, and is 3 now" in refused(1, *words, "--out", "run", "--resume", "--steps", 3)
     assert "holds a run already" in refused(1, *words, "--out", "run")
     assert {path.name: path.read_bytes() for path in Path("run").iterdir()} == before

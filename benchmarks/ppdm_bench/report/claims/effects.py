@@ -145,7 +145,7 @@ def _evidence_rank(comparison: Comparison) -> tuple[int, int, int, int]:
 def comparison_effect(evidence: Evidence, comparison: Comparison, margin: float) -> Effect:
     """Return the PSNR difference, claimed method − other; it passes if its whole interval is above the margin."""
     own, other, found = comparison.own, comparison.other, comparison.difference
-    at = f"{own.label} ({own.evaluations} evaluations) − {other.label} ({other.evaluations})"
+    at = f"{own.label} ({plural(own.evaluations or 0, 'evaluation')}) − {other.label} ({other.evaluations})"
     return Effect(
         f"PSNR on {own.task}, {at}",
         "measured",

@@ -160,10 +160,8 @@ def _predicted_speed_up(evidence: Evidence, own: Record, other: Record) -> Effec
 
 def _speed_label(own: Record, other: Record) -> str:
     where = own.gpu or own.device
-    ours = f"{own.label} ({own.steps})"
-    return (
-        f"time of full 3-D ({other.steps} evaluations) over {ours}, {shape_text(own.shape)}, {own.precision}, {where}"
-    )
+    both = f"full 3-D ({plural(other.steps or 0, 'evaluation')}) over {own.label} ({own.steps})"
+    return f"time of {both}, {shape_text(own.shape)}, {own.precision}, {where}"
 
 
 def _inverse_ratio(value: float, low: float, high: float) -> str:

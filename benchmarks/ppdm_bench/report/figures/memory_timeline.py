@@ -17,7 +17,7 @@ from ppdm_bench.report.figures import style
 from ppdm_bench.report.figures.breakdown import PARTS
 from ppdm_bench.report.figures.style import SMALL
 from ppdm_bench.report.tables.render import Heading, Page, Table, TableRow, data_frame
-from ppdm_bench.units import GIB, shape_text
+from ppdm_bench.units import GIB, plural, shape_text
 
 _KEY = "E, D: levels of encoder and decoder; M: middle."
 _TINY = 6.0  # points
@@ -92,7 +92,7 @@ def timeline_figure(timeline: MemoryTimeline) -> Figure:
     _bands(bands, timeline.spans, "part" if timeline.steps == 1 else "step")
     for axis in (axes, bands):
         axis.set_xlim(0, max(span.end for span in timeline.spans))
-    over = "one step" if timeline.steps == 1 else f"{timeline.steps} steps"
+    over = plural(timeline.steps, "step")
     style.title(figure, f"Live memory over {over}, predicted: {timeline.name}.")
     handles = [
         Patch(label=PARTS[part][0], facecolor=_light(PARTS[part][1]), edgecolor=PARTS[part][1]) for part in parts

@@ -29,6 +29,7 @@ from ppdm_bench.report.library import Library
 from ppdm_bench.report.paper_figure import FigureContent, MissingRecords
 from ppdm_bench.report.snapshot import Snapshot, View
 from ppdm_bench.report.tables.render import Columns, Heading, Table, table_of
+from ppdm_bench.units import plural
 
 _PLANES: dict[Column, tuple[PlaneName, ...]] = {
     "single": ("axial", "coronal"),
@@ -261,7 +262,7 @@ def _keep_labels_apart(bar: Axes) -> None:
 def _score_words(view: View, scores: ViewScores) -> list[str]:
     """Return training steps and PSNR of a view in words, as far as they are known."""
     psnr, steps = scores.get(id(view), (None, None))
-    return ([f"{steps} steps"] if steps else []) + ([f"{psnr:.1f} dB"] if psnr is not None else [])
+    return ([plural(steps, "step")] if steps else []) + ([f"{psnr:.1f} dB"] if psnr is not None else [])
 
 
 def _write_score(axes: Axes, view: View, words: Sequence[str], colours: Colours) -> None:

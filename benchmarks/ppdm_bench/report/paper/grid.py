@@ -21,6 +21,7 @@ from ppdm_bench.report.loss_pairs import gradient_of, same_but_for_loss
 from ppdm_bench.report.paper_figure import FigureContent, MissingRecords
 from ppdm_bench.report.snapshot import Snapshot, View
 from ppdm_bench.report.tables.render import Heading, Table, TableRow
+from ppdm_bench.units import plural
 
 _BLOCKS = 12  # blocks of the puzzle along each side of a magnified picture
 _DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)))  # line styles of the axes D, H, W
@@ -50,7 +51,8 @@ def show(library: Library) -> FigureContent:
             "`ppdm-bench quality --vary loss.mode=off+loss.gradient=0` writes them beside its records"
         )
     subjects = "; ".join(
-        f"{c.snapshot.task}, {c.snapshot.subject} ({c.off.label} against {c.on.label}, {c.on.steps} evaluations)"
+        f"{c.snapshot.task}, {c.snapshot.subject} ({c.off.label} against {c.on.label}, "
+        f"{plural(c.on.steps or 0, 'evaluation')})"
         for c in cases
     )
     about = (

@@ -85,7 +85,7 @@ def headline(records: Sequence[Record]) -> str:
     words = [
         f"Ablation of {rows[0].scores.method}" if rows else "Ablation",
         size_text(record for row in rows for record in row.scores.records),
-        f"{max(subjects)} subjects per task" if subjects else "",
+        f"{plural(max(subjects), 'subject')} per task" if subjects else "",
         plural(len(seeds), "seed") if seeds else "",
     ]
     return ", ".join(filter(None, words)) + "."

@@ -20,7 +20,7 @@ from ppdm_bench.records import Record, RecordError, RecordFile
 from ppdm_bench.report.metrics import loss
 from ppdm_bench.report.statistics import LEVEL, paired_difference
 from ppdm_bench.report.tables.render import Columns, Heading, Page, table_of
-from ppdm_bench.units import gib, shape_text, significant
+from ppdm_bench.units import gib, plural, shape_text, significant
 
 VERDICTS = ("worse", "better", "unchanged", "unclear", "only old", "only new")
 MEMORY_TOLERANCE = 0.01  # of a measurement on a GPU: library workspaces differ from run to run
@@ -166,14 +166,14 @@ def _key(record: Record) -> Key:
 
 
 def _name(record: Record) -> str:
-    steps = "" if record.steps is None else f"{record.steps} evaluations"
+    steps = "" if record.steps is None else plural(record.steps, "evaluation")
     return ", ".join(filter(None, (record.label, record.task, steps)))
 
 
 def _label(record: Record) -> str:
     words = [record.label, record.task, record.phase, shape_text(record.shape), record.precision]
     words += [f"{record.checkpointing} checkpointing"] * (record.checkpointing not in ("none", ""))
-    words += [f"{record.steps} evaluations"] * (record.steps is not None)
+    words += [] if record.steps is None else [plural(record.steps, "evaluation")]
     words += [f"seed {record.seed}"] * (record.seed is not None)
     return ", ".join(filter(None, (*words, record.kind)))
 
@@ -240,7 +240,7 @@ def _paired(pairs: Sequence[tuple[Record, Record]], share: float, threshold: flo
     """Judge quality: it changed if the difference exceeds the threshold and its interval does not contain zero."""
     losses = [loss(a.metric, float(a.value or 0), float(b.value or 0)) for a, b in pairs]
     difference = paired_difference(losses, [0.0] * len(losses))
-    how = f"{difference.n} subjects, p {difference.p:.3g}"
+    how = f"{plural(difference.n, 'subject')}, p {difference.p:.3g}"
     if share <= threshold:
         return "unchanged", how
     if difference.low is None or difference.high is None:
