@@ -192,6 +192,28 @@ def by_configuration(records: Iterable[Record]) -> list[Scores]:
     return _distinguished(by_width, lambda one: f"{one.train_steps} training steps" if one.train_steps else "")
 
 
+def with_seeds_joined(everything: Iterable[Scores]) -> list[Scores]:
+    """Return the scores with those as one that differ only in the seed of the training, without the seed in the name.
+
+    A subject then has the mean over the seeds.
+    """
+
+    def without_seed(one: Scores) -> tuple[Hashable, ...]:
+        seeds = {f"s{seed_of(record)}" for record in one.records}
+        variant = " ".join(word for word in one.variant.split() if word not in seeds)
+        return one.method, variant, one.evaluations, one.precision, *one.training_key[:2], one.training_key[-1]
+
+    joined = []
+    for (_, variant, *_), alike in grouped(everything, without_seed).items():
+        if len(alike) > 1:
+            one = replace(alike[0], variant=str(variant), scans={}, failed={}, units={}, records=[])
+            for record in (record for same in alike for record in same.records):
+                one.add(record, seed_of(record))
+            alike = [one]
+        joined += alike
+    return joined
+
+
 def _distinguished(everything: Collection[Scores], words: Callable[[Scores], str]) -> list[Scores]:
     """Return the scores; if scores of one label have different words, their variants have the words."""
     of_label = grouped(everything, lambda one: one.label)

@@ -82,6 +82,26 @@ def test_with_many_configurations_the_input_is_left_out():
     assert min(means(axes).values()) > 0
 
 
+def test_trainings_that_differ_only_in_their_seed_share_a_row():
+    def trained(variant, seed, shift, steps=100):
+        return [
+            replace(record, value=record.value + shift, options={"training": {"seed": seed, "steps": steps}})
+            for record in records([variant])
+            if record.method == "ppdm"
+        ]
+
+    found = [*records([]), *trained("a", 0, 0), *trained("a s1", 1, 2), *trained("a s2", 2, 7), *trained("b s1", 1, 1)]
+    axes = subjects_figure(found, "t").axes[0]
+    assert names(axes) == ["input", "ppdm a", "ppdm b s1"]
+    assert dots(axes)[1:] == [pytest.approx([43, 43.1, 43.2]), pytest.approx([41, 41.1, 41.2])]
+    whole, one_seed = (line for line in axes.lines if line.get_marker() == "|")
+    assert dict(zip(whole.get_ydata(), whole.get_xdata(), strict=True)) == pytest.approx({0: -100, 1: 43.1, 2: 41.1})
+    assert list(one_seed.get_ydata()) == [1, 1, 1]
+    assert list(one_seed.get_xdata()) == pytest.approx([40.1, 42.1, 47.1])
+    longer = [*found, *trained("a s3", 3, 0, steps=200)]
+    assert len(names(subjects_figure(longer, "t").axes[0])) == 4
+
+
 def test_a_configuration_whose_values_all_failed_has_an_empty_row():
     found = [
         replace(record, value=None, status="error", reason="not finite") if record.variant == "b" else record

@@ -13,7 +13,7 @@ from ppdm_bench.report.figures import style
 from ppdm_bench.report.figures.names import metric_label, plain_label, without_common_words
 from ppdm_bench.report.figures.style import TEXT
 from ppdm_bench.report.metrics import SEAMS, is_regional
-from ppdm_bench.report.scores import Scores, best_evaluations, by_configuration, unit_in
+from ppdm_bench.report.scores import Scores, best_evaluations, by_configuration, unit_in, with_seeds_joined
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,13 +22,15 @@ MAX_CONFIGURATIONS = 6  # colours and a legend cannot distinguish more
 
 _FIRST = ("psnr", "ssim", "sharpness", *SEAMS)  # the metrics that come first
 _COLUMNS = 4
+_SHORT: dict[str, Any] = {"markersize": 4, "markeredgewidth": 1.0}  # the bar of one seed
 _ROW, _FRAME = 0.17, 0.95  # inches
 
 
 def subjects_figure(records: Iterable[Record], title: str) -> Figure:
     """Return one row per configuration and one column per metric, with a dot per subject and a bar at the mean.
 
-    Each configuration is shown at the number of network evaluations with the best mean. With more than six
+    Each configuration is shown at the number of network evaluations with the best mean. Trainings that differ only in
+    their seed share a row: a dot is the mean over the seeds, and a short bar the mean of one seed. With more than six
     configurations, those without a network (such as the input) are left out, because their values would compress the
     scale of all others. The solid grey line is the mean of the first row with a network, the dashed one that of the
     input.
@@ -43,7 +45,8 @@ def subjects_figure(records: Iterable[Record], title: str) -> Figure:
     import seaborn  # takes more than a second to load
 
     everything, metrics = with_values(records)
-    shown = best_evaluations(everything, lambda series: (series.label, series.precision))
+    joined = with_seeds_joined(everything)
+    shown = best_evaluations(joined, lambda series: (series.label, series.precision))
     networks = [series for series in shown if series.evaluations is not None]
     shown = networks if len(networks) > MAX_CONFIGURATIONS else shown
     columns = [metric for first in _FIRST for metric in metrics if metric.startswith(first)]
@@ -61,6 +64,9 @@ def subjects_figure(records: Iterable[Record], title: str) -> Figure:
         seaborn.stripplot(values, **rows, jitter=False, size=2.5, color=style.SKY, zorder=2)
         bar: dict[str, Any] = {"marker": "|", "linestyle": "", "markersize": 8, "markeredgewidth": 1.6, "zorder": 3}
         axes.plot(means, means.index, color=style.BLUE, **bar)
+        for row, series in enumerate(shown):
+            if len(by_seed := series.means_by_seed(metric)) > 1:
+                axes.plot(list(by_seed.values()), [row] * len(by_seed), color=style.VERMILION, **bar | _SHORT)
         unmodified = _frame([series for series in everything if series.label == "input"], metric)[metric]
         low, high = axes.get_xlim()
         if len(unmodified) and low <= unmodified.mean() <= high:
@@ -70,10 +76,13 @@ def subjects_figure(records: Iterable[Record], title: str) -> Figure:
         axes.set(xlabel="", ylabel="")  # seaborn writes the names of the columns
         axes.set(ylim=(len(shown) - 0.4, -0.6), yticks=range(len(shown)), yticklabels=names if place == 0 else [])
         axes.xaxis.set_major_locator(MaxNLocator(4))
-    several = " Each at its best number of network evaluations." if len(shown) < len(everything) else ""
+    several = " Each at its best number of network evaluations." if len(shown) < len(joined) else ""
+    dots = "dots: subjects; bars: means"
+    if len(joined) < len(everything):
+        dots = "dots: subjects, means over the seeds of the training; long bars: means; short bars: means of one seed"
     style.title(
         figure,
-        f"{title}{several} Dots: subjects; bars: means; lines: means of the first method and, dashed, of the input.",
+        f"{title}{several} {dots.capitalize()}; lines: means of the first method and, dashed, of the input.",
     )
     return figure
 
