@@ -34,7 +34,7 @@ def test_resume_returns_a_finished_run_or_continues_it_to_more_steps(pairs):
     first = ppdm.train(pairs, "run", method=TINY, steps=2)
     again = ppdm.train(pairs, "run", method=TINY, steps=2, resume=True, progress=lambda _: pytest.fail("it trained"))
     assert same(first.network, again.network)
-    with pytest.warns(UserWarning, match="continues to 3"):
+    with pytest.warns(UserWarning, match="continues to step 3"):
         assert ppdm.train(pairs, "run", method=TINY, steps=3, resume=True).steps == 3
 
 

@@ -512,7 +512,7 @@ def test_train_writes_a_run_and_reports_its_files(trained):
     folder, (code, out, err) = trained
     assert (code, err) == (0, "")
     assert "3 steps" in out
-    assert "on 1 pairs" in out
+    assert "on 1 pair," in out
     for name in ("model.safetensors", "model.json", "log.jsonl"):
         assert str(folder / "run" / name) in out
     steps = [json.loads(line)["step"] for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
