@@ -77,12 +77,12 @@ def subjects_figure(records: Iterable[Record], title: str) -> Figure:
         axes.set(ylim=(len(shown) - 0.4, -0.6), yticks=range(len(shown)), yticklabels=names if place == 0 else [])
         axes.xaxis.set_major_locator(MaxNLocator(4))
     several = " Each at its best number of network evaluations." if len(shown) < len(joined) else ""
-    dots = "dots: subjects; bars: means"
+    dots = "Dots: subjects; bars: means"
     if len(joined) < len(everything):
-        dots = "dots: subjects, means over the seeds of the training; long bars: means; short bars: means of one seed"
+        dots = "Dots: subjects, means over the seeds of the training; long bars: means; short bars: means of one seed"
     style.title(
         figure,
-        f"{title}{several} {dots.capitalize()}; lines: means of the first method and, dashed, of the input.",
+        f"{title}{several} {dots}; lines: means of the first method and, dashed, of the input.",
     )
     return figure
 
