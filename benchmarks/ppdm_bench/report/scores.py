@@ -201,7 +201,8 @@ def with_seeds_joined(everything: Iterable[Scores]) -> list[Scores]:
     def without_seed(one: Scores) -> tuple[Hashable, ...]:
         seeds = {f"s{seed_of(record)}" for record in one.records}
         variant = " ".join(word for word in one.variant.split() if word not in seeds)
-        return one.method, variant, one.evaluations, one.precision, *one.training_key[:2], one.training_key[-1]
+        design = _design_without_steps(one.design)
+        return one.method, variant, one.evaluations, one.precision, one.data, one.train_steps, design
 
     joined = []
     for (_, variant, *_), alike in grouped(everything, without_seed).items():

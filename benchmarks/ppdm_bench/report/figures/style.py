@@ -275,13 +275,12 @@ def _stack(labels: Sequence[Annotation]) -> None:
 
 def _move_past_markers(labels: Sequence[Annotation]) -> bool:
     """Move every label that covers a marker to the right of it, if that is near; return whether any was moved."""
-    moved = False
+    moved, reach = False, _MARKER / 2
+    lines = [line for axes in {label.axes for label in labels} if isinstance(axes, Axes) for line in axes.lines]
+    marked = [line for line in lines if line.get_marker() not in ("", "None", None)]
+    centres = [xy * _points(line) for line in marked for xy in line.get_transform().transform(line.get_xydata())]
     for label in labels:
-        axes, box = label.axes, _text_box(label)
-        assert isinstance(axes, Axes)
-        lines = [line for line in axes.lines if line.get_marker() not in ("", "None", None)]
-        centres = [xy * _points(axes) for line in lines for xy in line.get_transform().transform(line.get_xydata())]
-        reach = _MARKER / 2
+        box = _text_box(label)
         covered = [x for x, y in centres if box.x0 - reach < x < box.x1 + reach and box.y0 - reach < y < box.y1 + reach]
         if covered and (distance := max(covered) + _MARKER - box.x0) <= _NEAR:
             label.xyann = (label.xyann[0] + distance, label.xyann[1])
